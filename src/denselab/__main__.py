@@ -1,0 +1,5 @@
+"""python -m denselab: the command line."""
+
+from denselab.cli import main
+
+main()

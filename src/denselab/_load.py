@@ -1,0 +1,49 @@
+"""denselab.load: whatever a model was saved as, open it."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from denselab.errors import InputError
+from denselab.runtime.artifact import read_info
+from denselab.runtime.predictor import LongSide, Predictor
+from denselab.runtime.session import open_session
+
+_PACKAGED = {"street": Path(__file__).parent / "assets" / "street.onnx"}
+
+
+def load(
+    model: str | Path = "street", engine: str = "auto", threads: int | None = None, long_side: LongSide = "auto"
+) -> Predictor:
+    """Open a model: "street" (built in), an artifact (.onnx), or a checkpoint (.ckpt, needs PyTorch).
+
+    engine: auto, openvino or onnxruntime, for artifacts; threads: of the engine, None lets it decide;
+    long_side: at what size the model sees large images (see runtime.predictor.Predictor).
+    Raises InputError for anything that cannot be opened, saying why.
+    """
+    path = _PACKAGED.get(str(model), Path(model))
+    if path.suffix not in (".onnx", ".ckpt"):
+        names = ", ".join(_PACKAGED)
+        raise InputError(f"model: wanted {names}, an artifact (FILE.onnx) or a checkpoint (FILE.ckpt), got {model}")
+    if path.suffix == ".ckpt":
+        return _load_checkpoint(path, threads, long_side)
+    info = read_info(path)
+    return Predictor(open_session(path, engine, threads), info, long_side=long_side)
+
+
+def _load_checkpoint(path: Path, threads: int | None, long_side: LongSide) -> Predictor:
+    if not path.is_file():
+        raise InputError(f"{path}: no such model file; check the path")
+    if not find_spec("torch"):
+        raise InputError(
+            f'{path}: a checkpoint needs PyTorch; install it with: pip install "denselab[train]", '
+            "or export the checkpoint to .onnx where PyTorch is"
+        )
+    import torch
+
+    from denselab.export.torch_session import load_predictor
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    predictor = load_predictor(path)
+    predictor.long_side = long_side
+    return predictor

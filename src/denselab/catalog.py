@@ -1,0 +1,43 @@
+"""Every published system that DenseLab implements: what it is, how to run it, which test shows that it works."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """One published system.
+
+    model, backbone: what `denselab fit --model MODEL --backbone BACKBONE` takes. test: the test that shows it works.
+    """
+
+    id: str
+    name: str
+    paper: str
+    part: str
+    model: str
+    backbone: str
+    test: str
+
+    @property
+    def run(self) -> str:
+        """The command that trains it."""
+        return f"denselab fit --data DIR --model {self.model} --backbone {self.backbone} -o runs/{self.model}"
+
+
+_CONTRACT = "tests/test_contract.py"
+_DECODERS = "tests/test_pixel_decoders.py"
+_ROWS = "tests/test_catalog.py"
+
+ROWS = (
+    Row("R036", "SegNet", "Badrinarayanan et al. 2017", "head", "segnet", "vgg16_bn", _DECODERS),
+    Row("R178", "FCN-32s/16s/8s", "Long et al. 2015", "head", "fcn8s", "vgg16", _DECODERS),
+    Row("R263", "LinkNet", "Chaurasia and Culurciello 2017", "head", "linknet", "resnet18", _DECODERS),
+    Row("R381", "DeepLabv3+", "Chen et al. 2018", "head", "deeplabv3plus", "resnet50", _DECODERS),
+    Row("R401", "MobileNetV3 (LR-ASPP)", "Howard et al. 2019", "head", "lraspp", "mobilenetv3_large_100", _DECODERS),
+    Row("R409", "DeepLabv3 (ASPP)", "Chen et al. 2017", "head", "deeplabv3", "resnet50", _DECODERS),
+    Row("R241", "Swin Transformer", "Liu et al. 2021", "backbone", "fpn", "swin_tiny_patch4_window7_224", _ROWS),
+    Row("R242", "ConvNeXt", "Liu et al. 2022", "backbone", "fpn", "convnext_tiny", _ROWS),
+    Row("R289", "ViT", "Dosovitskiy et al. 2021", "backbone", "fpn", "vit_small_patch16_224", _ROWS),
+    Row("R341", "DeiT III", "Touvron et al. 2022", "backbone", "fpn", "deit3_small_patch16_224", _ROWS),
+    Row("R406", "MobileNetV2 (DeepLabv3)", "Sandler et al. 2018", "backbone", "deeplabv3", "mobilenetv2_100", _ROWS),
+)

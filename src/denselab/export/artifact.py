@@ -1,0 +1,104 @@
+"""A model becomes an artifact: traced, made smaller, compared with torch in every engine, and only then kept."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from onnx import ModelProto
+
+from denselab.errors import InputError
+from denselab.export.examples import Examples
+from denselab.export.graph import ArtifactGraph, to_onnx
+from denselab.export.parity import Limits, Receipt, check, labels_of, measure, open_engines
+from denselab.export.precision import Precision
+from denselab.export.quantize import quantize_int8, store_bf16
+from denselab.export.torch_session import TorchSession
+from denselab.files import atomic_path
+from denselab.model import DensePredictor
+from denselab.runtime.artifact import METADATA_KEY, ArtifactInfo, read_info
+
+
+def export_artifact(
+    model: DensePredictor,
+    info: ArtifactInfo,
+    out: Path,
+    parity: Examples,
+    calibration: Examples | None = None,
+    network_hw: tuple[int, int] | None = None,
+    limits: Limits | None = None,
+    overwrite: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> Receipt:
+    """Write `out` if, and only if, it labels the parity photos as `model` does; what was there stays otherwise.
+
+    info: what the artifact says about itself; its `precision` is made, its `receipt` is filled in. calibration: for
+    int8. network_hw: see ArtifactGraph. limits: default Limits.of(precision). say: is told what happens.
+    Raises InputError: unsuitable target, a model that cannot be traced, disagreement, a disk that is full.
+    """
+    check_target(out, overwrite)
+    precision = Precision(info.precision)
+    graph = ArtifactGraph(model, network_hw)
+    reference = TorchSession(graph)
+    say("tracing the model")
+    onnx_model = to_onnx(graph)
+    if precision is Precision.INT8:
+        if calibration is None:
+            raise InputError("calibration: int8 needs photos to calibrate with, got none; give some")
+        say(f"calibrating on {len(calibration.images)} images ({calibration.source})")
+        onnx_model = quantize_int8(onnx_model, calibration.images)
+    elif precision is Precision.BF16:
+        onnx_model = store_bf16(onnx_model)
+    say(f"comparing with torch on {len(parity.images)} images ({parity.source})")
+    try:
+        with TemporaryDirectory() as folder:
+            draft = Path(folder) / out.name
+            draft.write_bytes(onnx_model.SerializeToString())
+            measured = measure(draft, reference, parity, len(info.classes))
+            check(measured, limits or Limits.of(precision))
+            with atomic_path(out) as partial:
+                receipt = _write(onnx_model, info, lambda size: Receipt(**vars(measured), file_bytes=size), partial)
+                _check_file(partial, draft, receipt, parity)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror or error}); choose another place") from error
+    return receipt
+
+
+def check_target(out: Path, overwrite: bool) -> None:
+    """Raise InputError where an artifact cannot go."""
+    if out.suffix != ".onnx":
+        raise InputError(f"{out}: wanted a file name that ends in .onnx; rename it")
+    if not out.parent.is_dir():
+        raise InputError(f"{out}: wanted a place in a folder that exists, got {out.parent}; create that folder")
+    if out.is_dir():
+        raise InputError(f"{out}: wanted a file, got a folder; choose another name")
+    if out.exists() and not overwrite:
+        raise InputError(f"{out}: exists already; choose another name or give --overwrite")
+
+
+def _write(model: ModelProto, info: ArtifactInfo, receipt_of: Callable[[int], Receipt], path: Path) -> Receipt:
+    """Write the model with a receipt that states the size of the very file it lies in."""
+    size = 0
+    while True:
+        receipt = receipt_of(size)
+        del model.metadata_props[:]
+        described = replace(info, receipt=receipt.to_dict()).to_dict()
+        model.metadata_props.add(key=METADATA_KEY, value=json.dumps(described, ensure_ascii=False))
+        contents = model.SerializeToString()
+        if len(contents) == size:
+            break
+        size = len(contents)  # grows with its own digits at most, so this ends
+    path.write_bytes(contents)
+    return receipt
+
+
+def _check_file(path: Path, draft: Path, receipt: Receipt, parity: Examples) -> None:
+    """Open the file as a user will, and compare it with the draft that was measured."""
+    recorded = read_info(path).receipt["file_bytes"]
+    first = Examples(parity.source, parity.images[:1])
+    engines = open_engines(path, receipt.threads)
+    for name, session in open_engines(draft, receipt.threads).items():
+        (wanted,), (got,) = labels_of(session, first), labels_of(engines[name], first)
+        if recorded != path.stat().st_size or (wanted != got).any():
+            raise RuntimeError(f"{path}: what was written is not what was measured ({name})")

@@ -1,0 +1,38 @@
+"""Photos that an export calibrates with and compares on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from denselab.data.descriptor import Dataset, read_pair
+from denselab.data.scenes import render_scene
+
+PARITY_SPLITS = ("test", "val", "train")
+"""Where photos to compare on come from, in order of preference."""
+CALIBRATION_SPLITS = ("train", "val", "test")
+"""Where photos to calibrate with come from, in order of preference."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Photos uint8 [H, W, 3], where they are from, and their class ids uint8 [H, W] (255 void) where known."""
+
+    source: str
+    images: tuple[NDArray[np.uint8], ...]
+    truths: tuple[NDArray[np.uint8], ...] | None = None
+
+
+def from_dataset(dataset: Dataset, splits: Sequence[str], count: int) -> Examples:
+    """At most `count` labelled photos, evenly spread over the first of the splits that exists."""
+    split = next(name for name in (*splits, *dataset.pairs) if dataset.pairs.get(name))
+    pairs = dataset.split(split)
+    chosen = [pairs[i * len(pairs) // count] for i in range(count)] if len(pairs) > count else pairs
+    images, truths = zip(*(read_pair(pair, dataset) for pair in chosen), strict=True)
+    return Examples(f"{dataset.root.name} {split}", images, truths)
+
+
+def from_scenes(first_seed: int, count: int) -> Examples:
+    """Rendered street scenes: for models whose own data is not at hand, and so without truth."""
+    return Examples("rendered scenes", tuple(render_scene(first_seed + i).image for i in range(count)))

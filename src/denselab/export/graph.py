@@ -1,0 +1,85 @@
+"""The whole way from a uint8 photo to class ids: as one torch module, and as an ONNX graph."""
+
+import warnings
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import UInt8
+from onnx import ModelProto
+from torch import Tensor, nn
+
+from denselab.errors import InputError
+from denselab.model import DensePredictor
+from denselab.tasks.semantic import decode, logits_at_source
+
+OPSET = 20
+
+
+class ArtifactGraph(nn.Module):
+    """image: uint8 [1, H, W, 3] RGB of any size -> class ids uint8 [1, H, W].
+
+    network_hw: fixed size in px at which the network runs, for models that cannot be traced at a dynamic size;
+    the photo is resized to it, and the scores are resized back. None: it runs at H, W.
+    """
+
+    def __init__(self, model: DensePredictor, network_hw: tuple[int, int] | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.network_hw = network_hw
+
+    def forward(self, image: UInt8[Tensor, "1 H W 3"]) -> UInt8[Tensor, "1 H W"]:
+        source_hw = (image.shape[1], image.shape[2])
+        pixels = image.permute(0, 3, 1, 2).float() / 255
+        if self.network_hw is None:
+            return decode(self.model(pixels), self.model.spec, source_hw)
+        pixels = F.interpolate(pixels, size=self.network_hw, mode="bilinear", align_corners=False)
+        scores = logits_at_source(self.model(pixels), self.model.spec, self.network_hw)
+        return F.interpolate(scores, size=source_hw, mode="bilinear", align_corners=False).argmax(dim=1).byte()
+
+
+def to_onnx(graph: ArtifactGraph) -> ModelProto:
+    """Input `image`, output `class_ids`, height and width dynamic; batch norm is folded into convolutions.
+
+    Raises InputError for a model that torch cannot trace so.
+    """
+    step = graph.model.size_multiple
+    example = torch.zeros(1, 2 * step + 1, 3 * step + 1, 3, dtype=torch.uint8)
+    size = {1: torch.export.Dim("height", min=1), 2: torch.export.Dim("width", min=1)}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns about its own deprecations, of which a user can mend none
+            program = torch.onnx.export(
+                graph.eval(),
+                (example,),
+                dynamo=True,
+                dynamic_shapes={"image": size},
+                input_names=["image"],
+                output_names=["class_ids"],
+                opset_version=OPSET,
+                verbose=False,
+            )
+    except Exception as error:  # torch.export has a dozen exception types
+        at = "any size" if graph.network_hw is None else f"{graph.network_hw[1]}x{graph.network_hw[0]} px"
+        reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        raise InputError(
+            f"this model cannot be exported to run at {at} ({reason}); "
+            "give the one size it shall run at inside the artifact, such as --network-size 512x512"
+        ) from error
+    assert program is not None
+    height, width = program.model_proto.graph.input[0].type.tensor_type.shape.dim[1:3]
+    if not (height.dim_param and width.dim_param):
+        raise InputError(
+            "this model was traced at one size only, as window attention is; "
+            "give the size it shall run at inside the artifact, such as --network-size 512x512"
+        )
+    return _without_notes(program.model_proto)
+
+
+def _without_notes(model: ModelProto) -> ModelProto:
+    """Drop what torch notes about sources (stack traces, file names) and intermediate shapes."""
+    graph = model.graph
+    del graph.value_info[:]
+    for each in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        del each.metadata_props[:]
+        each.ClearField("doc_string")
+    return model

@@ -1,0 +1,1 @@
+"""Per task: how a QueryOutput becomes the answer."""

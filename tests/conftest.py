@@ -1,0 +1,37 @@
+"""What every test may ask for."""
+
+import ctypes
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run in parallel; child processes inherit it
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real data with ground truth beside the checkout; tests that need it are skipped where it is absent."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def camvid(shared_data: Path) -> Path:
+    """CamVid as SegNet used it: 367 / 101 / 233 street scenes of 480x360."""
+    return shared_data / "camvid"
+
+
+class _SignalStack(ctypes.Structure):
+    _fields_ = (("sp", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@pytest.fixture(autouse=True)
+def no_small_signal_stack() -> None:
+    """Take signals on the ordinary stack: the alternate one that faulthandler sets is too small for the registers of
+    some processors once an inference engine has run, and a data loader's SIGCHLD then kills the process."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).sigaltstack(ctypes.byref(_SignalStack(None, 2, 0)), None)  # 2: SS_DISABLE

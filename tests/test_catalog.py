@@ -1,0 +1,49 @@
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from denselab import zoo
+from denselab.catalog import ROWS, Row
+from denselab.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
+def test_every_row_builds_and_labels_an_odd_sized_image(row: Row) -> None:
+    model = zoo.build(row.model, row.backbone, num_classes=5).eval()
+    with torch.no_grad():
+        out = model(torch.rand(1, 3, 65, 97))
+    stride = model.spec.mask_stride
+    assert out.mask_logits.shape[:2] == (1, 5)
+    assert out.mask_logits.shape[2] * stride >= 65
+    assert out.mask_logits.shape[3] * stride >= 97
+    assert out.mask_logits.isfinite().all()
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
+def test_every_row_names_a_test_that_exists_and_a_command_that_parses(row: Row) -> None:
+    assert (ROOT / row.test).is_file()
+    words = shlex.split(row.run)
+    assert words[:2] == ["denselab", "fit"]
+    assert words[words.index("--model") + 1] in zoo.MODELS
+
+
+def test_ids_are_unique_and_follow_the_list_of_systems(shared_data: Path) -> None:
+    known = set(re.findall(r"^- (R\d{3}) ", (shared_data.parent / "SYSTEMS.md").read_text(), re.MULTILINE))
+    ids = [row.id for row in ROWS]
+    assert len(set(ids)) == len(ids)
+    assert set(ids) <= known
+
+
+def test_catalog_command_lists_every_row(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["denselab", "catalog", "--json"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert [row["id"] for row in json.loads(capsys.readouterr().out)] == [row.id for row in ROWS]

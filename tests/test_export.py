@@ -1,0 +1,264 @@
+"""Export: the file says what torch says, its receipt is true, and a file that disagrees is never written."""
+
+import errno
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import ModelProto, numpy_helper
+from torch import Tensor, nn
+
+import denselab
+from denselab.errors import InputError
+from denselab.export import artifact
+from denselab.export.artifact import export_artifact
+from denselab.export.examples import Examples, from_scenes
+from denselab.export.graph import ArtifactGraph, to_onnx
+from denselab.export.parity import Limits, Measured, Receipt, agreement, check, labels_of, measure, open_engines
+from denselab.export.torch_session import TorchSession
+from denselab.model import DensePredictor
+from denselab.runtime.artifact import read_info
+from denselab.runtime.session import OnnxRuntimeSession, OpenVinoSession
+from tiny_models import CLASSES, PHOTOS, photo, tiny_info, tiny_model
+
+SIZES_HW = [(1, 1), (1, 50), (16, 16), (17, 33), (96, 128), (101, 67)]
+
+
+@pytest.fixture(scope="module")
+def model() -> DensePredictor:
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def exported(model: DensePredictor, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Receipt]:
+    path = tmp_path_factory.mktemp("exported") / "tiny.onnx"
+    return path, export_artifact(model, tiny_info(), path, PHOTOS)
+
+
+@pytest.fixture(scope="module")
+def traced(exported: tuple[Path, Receipt]) -> ModelProto:
+    return onnx.load(exported[0])
+
+
+@pytest.fixture
+def quick(traced: ModelProto, monkeypatch: pytest.MonkeyPatch) -> ModelProto:
+    """A copy of the traced model that exports of this test use instead of tracing anew."""
+    copied = ModelProto()
+    copied.CopyFrom(traced)
+    monkeypatch.setattr(artifact, "to_onnx", lambda graph: copied)
+    return copied
+
+
+def tamper(onnx_model: ModelProto) -> None:
+    """Move the classifier's bias: class 0 nearly everywhere."""
+    bias = next(t for t in onnx_model.graph.initializer if t.name.endswith("head.classify.bias"))
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.array([9, 0, 0], np.float32), bias.name))
+
+
+@pytest.mark.parametrize("size_hw", SIZES_HW, ids=str)
+def test_engines_label_as_torch_does_at_any_size(
+    model: DensePredictor, exported: tuple[Path, Receipt], size_hw: tuple[int, int]
+) -> None:
+    image = photo(*size_hw)
+    expected = TorchSession(ArtifactGraph(model)).run(image)
+    assert expected.shape == size_hw
+    assert expected.dtype == np.uint8
+    for session in (OnnxRuntimeSession(exported[0]), OpenVinoSession(exported[0], precision="f32")):
+        got = session.run(image)
+        assert got.dtype == np.uint8
+        assert agreement((expected,), (got,)) >= 0.999, session.engine
+
+
+def test_the_test_model_uses_every_class(model: DensePredictor) -> None:
+    ids = np.concatenate([ids.ravel() for ids in labels_of(TorchSession(ArtifactGraph(model)), PHOTOS)])
+    assert np.bincount(ids).min() > 0.1 * ids.size
+
+
+def test_the_receipt_is_true(model: DensePredictor, exported: tuple[Path, Receipt]) -> None:
+    path, receipt = exported
+    assert receipt.file_bytes == path.stat().st_size
+    assert dict(read_info(path).receipt) == json.loads(json.dumps(receipt.to_dict()))
+    expected = labels_of(TorchSession(ArtifactGraph(model)), PHOTOS)
+    engines = open_engines(path, receipt.threads)
+    assert dict(receipt.agreement) == {name: agreement(expected, labels_of(e, PHOTOS)) for name, e in engines.items()}
+    assert receipt.latency_hw == (97, 129)
+    assert receipt.latency_ms.keys() == {"torch", *engines}
+    assert min(receipt.latency_ms.values()) > 0
+    assert (receipt.images, receipt.image_source, receipt.miou) == (3, "blobs", None)
+
+
+def test_the_receipt_reads_as_a_table(exported: tuple[Path, Receipt]) -> None:
+    text = exported[1].to_text()
+    assert f"{exported[0].stat().st_size} bytes" in text
+    assert "129x97" in text
+    assert all(line in text for line in ("torch", "openvino ", "openvino in fp32", "onnxruntime"))
+
+
+def test_the_file_holds_one_model_and_nothing_of_this_machine(exported: tuple[Path, Receipt]) -> None:
+    contents = exported[0].read_bytes()
+    loaded = onnx.load(exported[0])
+    onnx.checker.check_model(loaded, full_check=True)
+    assert [node.op_type for node in loaded.graph.node].count("BatchNormalization") == 0
+    assert [entry.key for entry in loaded.metadata_props] == ["denselab"]
+    assert str(Path(denselab.__file__).parent).encode() not in contents
+    assert b"stack_trace" not in contents
+    assert read_info(exported[0]).classes == CLASSES
+
+
+def test_truths_give_a_score(model: DensePredictor, quick: ModelProto, tmp_path: Path) -> None:
+    # Truth is what torch says, but for one photo that is all void: torch scores 1, void counts nowhere.
+    ids = labels_of(TorchSession(ArtifactGraph(model)), PHOTOS)
+    truths = (*ids[:2], np.full_like(ids[2], 255))
+    examples = Examples("blobs", PHOTOS.images, truths)
+    receipt = export_artifact(model, tiny_info(), tmp_path / "a.onnx", examples, limits=Limits(0.999, 0.97, 0.05))
+    assert receipt.miou is not None
+    assert receipt.miou["torch"] == 1
+    assert 0.99 < receipt.miou["onnxruntime"] <= 1
+
+
+def test_a_file_that_disagrees_is_not_written(model: DensePredictor, quick: ModelProto, tmp_path: Path) -> None:
+    tamper(quick)
+    with pytest.raises(InputError, match=r"wanted the labels of torch on 97 % of pixels, got .* nothing was written"):
+        export_artifact(model, tiny_info(), tmp_path / "a.onnx", PHOTOS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_good_file_survives_a_failed_export(model: DensePredictor, quick: ModelProto, tmp_path: Path) -> None:
+    path = tmp_path / "a.onnx"
+    path.write_bytes(b"good")
+    tamper(quick)
+    with pytest.raises(InputError, match="nothing was written"):
+        export_artifact(model, tiny_info(), path, PHOTOS, overwrite=True)
+    assert path.read_bytes() == b"good"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(
+    model: DensePredictor, quick: ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.write_bytes
+
+    def full(path: Path, data: bytes) -> int:
+        if path.parent != tmp_path:
+            return real(path, data)
+        real(path, data[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(InputError, match=r"a\.onnx: cannot be written \(No space left on device\); choose another"):
+        export_artifact(model, tiny_info(), tmp_path / "a.onnx", PHOTOS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_changes_on_its_way_is_not_kept(
+    model: DensePredictor, quick: ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = artifact._write
+
+    def write_tampered(onnx_model: ModelProto, *arguments: object) -> object:
+        tamper(onnx_model)
+        return write(onnx_model, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(artifact, "_write", write_tampered)
+    with pytest.raises(RuntimeError, match="what was written is not what was measured"):
+        export_artifact(model, tiny_info(), tmp_path / "a.onnx", PHOTOS)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.bin", r"a\.bin: wanted a file name that ends in \.onnx"),
+        ("missing/a.onnx", "wanted a place in a folder that exists, got .*missing; create that folder"),
+        ("folder.onnx", r"folder\.onnx: wanted a file, got a folder"),
+        ("there.onnx", r"there\.onnx: exists already; choose another name or give --overwrite"),
+        ("there.onnx/a.onnx", "wanted a place in a folder that exists"),
+    ],
+)
+def test_unsuitable_targets(model: DensePredictor, tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / "folder.onnx").mkdir()
+    (tmp_path / "there.onnx").write_bytes(b"good")
+    with pytest.raises(InputError, match=text):
+        export_artifact(model, tiny_info(), tmp_path / name, PHOTOS)
+    assert (tmp_path / "there.onnx").read_bytes() == b"good"
+
+
+def test_a_fixed_network_size_keeps_the_source_size(
+    model: DensePredictor, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    graph = ArtifactGraph(model, network_hw=(64, 96))
+    (tmp_path / "fixed.onnx").write_bytes(to_onnx(graph).SerializeToString())
+    assert capfd.readouterr() == ("", "")
+    session = OnnxRuntimeSession(tmp_path / "fixed.onnx")
+    for size_hw in ((1, 1), (64, 96), (131, 57)):
+        image = photo(*size_hw)
+        expected = TorchSession(graph).run(image)
+        assert expected.shape == size_hw
+        assert agreement((expected,), (session.run(image),)) >= 0.999
+    same_size = photo(64, 96)
+    np.testing.assert_array_equal(TorchSession(graph).run(same_size), TorchSession(ArtifactGraph(model)).run(same_size))
+
+
+class _Moody(nn.Module):
+    """A network whose path depends on its data, which no trace can hold."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return self.net(maps) if maps[0].sum() > 0 else maps
+
+
+def test_a_model_that_cannot_be_traced_is_an_error_of_one_line() -> None:
+    model = tiny_model()
+    model.pixel_decoder = _Moody(model.pixel_decoder)
+    with pytest.raises(
+        InputError, match=r"^this model cannot be exported to run at any size \(.*; give the one size.*$"
+    ):
+        to_onnx(ArtifactGraph(model))
+
+
+def test_agreement_by_hand() -> None:
+    ours = (np.array([[0, 1], [2, 2]], np.uint8), np.array([[1]], np.uint8))
+    theirs = (np.array([[0, 1], [2, 0]], np.uint8), np.array([[0]], np.uint8))
+    assert agreement(ours, ours) == 1
+    assert agreement(ours, theirs) == pytest.approx(3 / 5)
+    with pytest.raises(InputError, match=r"labels photo 1 as \(1, 1\), wanted its size \(2, 2\)"):
+        agreement((ours[1], ours[0]), (ours[1], ours[1]))
+
+
+def measured(shares: dict[str, float], miou: dict[str, float] | None = None) -> Measured:
+    return Measured(shares, miou, {}, (1, 1), 1, 4, "blobs")
+
+
+def test_limits_by_hand() -> None:
+    limits = Limits(exact=0.999, default=0.97, miou_drop=0.01)
+    good = {"openvino": 0.97, "openvino in fp32": 0.999, "onnxruntime": 1.0}
+    check(measured(good), limits)
+    check(measured(good, {"torch": 0.6, "openvino": 0.5901, "openvino in fp32": 0.6, "onnxruntime": 0.7}), limits)
+    with pytest.raises(InputError, match=r"in onnxruntime: wanted .* 99\.9 % of pixels, got 99\.800 % on 4 images"):
+        check(measured({**good, "onnxruntime": 0.998}), limits)
+    with pytest.raises(InputError, match=r"in openvino: wanted .* 97 % of pixels, got 96\.900 %"):
+        check(measured({**good, "openvino": 0.969}), limits)
+    with pytest.raises(InputError, match="got nan %"):
+        check(measured({"onnxruntime": float("nan")}), limits)
+    with pytest.raises(InputError, match=r"in openvino: wanted at most 1 mIoU points below torch, got 1\.10"):
+        check(measured({"openvino": 1.0}, {"torch": 0.6, "openvino": 0.589}), limits)
+
+
+def test_rendered_scenes_stand_in_for_photos() -> None:
+    scenes = from_scenes(7, 2)
+    assert [image.shape for image in scenes.images] == [(360, 480, 3)] * 2
+    assert (scenes.images[0] != scenes.images[1]).any()
+    assert scenes.truths is None
+
+
+def test_measure_leaves_the_threads_alone(model: DensePredictor, exported: tuple[Path, Receipt]) -> None:
+    before = torch.get_num_threads()
+    again = measure(exported[0], TorchSession(ArtifactGraph(model)), PHOTOS, len(CLASSES))
+    assert again.threads == torch.get_num_threads() == before
+    assert again.agreement == exported[1].agreement
