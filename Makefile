@@ -30,7 +30,7 @@ test: $(VENV)/.train
 
 lint: $(VENV)/.train
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
 clean:
