@@ -15,7 +15,7 @@ def per_pixel(classes: int, stride: int) -> HeadSpec:
 
 
 def blended(norm: MaskNorm, queries: int = 2, classes: int = 3) -> HeadSpec:
-    return HeadSpec(queries, classes, 1, norm, ValueKind.LEARNED)
+    return HeadSpec(queries, classes, 1, norm, ValueKind.BLENDED)
 
 
 def test_per_pixel_scores_are_upsampled_and_cropped() -> None:

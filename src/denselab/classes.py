@@ -19,11 +19,13 @@ Colour = tuple[int, int, int]
 class Classes:
     """The classes of a model or dataset; class id i has `names[i]` and the RGB colour `colours[i]` (0..255).
 
-    Raises InputError unless there are 1 to 255 distinct names and as many colours.
+    things: ids of the classes whose objects are told apart; the others are stuff, as sky and road are.
+    Raises InputError unless there are 1 to 255 distinct names and as many colours, and things are among them.
     """
 
     names: tuple[str, ...]
     colours: tuple[Colour, ...]
+    things: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Check names and colours."""
@@ -36,27 +38,32 @@ class Classes:
         repeated = sorted({name for name in self.names if self.names.count(name) > 1})
         if repeated:
             raise InputError(f"classes: wanted distinct names, got {', '.join(repeated)} more than once; rename them")
+        strange = [index for index in self.things if not 0 <= index < len(self.names)]
+        if strange or list(self.things) != sorted(set(self.things)):
+            raise InputError(f"classes: things: wanted rising ids in 0..{len(self.names) - 1}, got {list(self.things)}")
         for name, colour in zip(self.names, self.colours, strict=True):
             if len(colour) != 3 or not all(0 <= channel <= 255 for channel in colour):
                 raise InputError(f"classes: colour of {name}: wanted red, green, blue in 0..255, got {list(colour)}")
 
     @classmethod
-    def named(cls, names: Sequence[str]) -> "Classes":
+    def named(cls, names: Sequence[str], things: Sequence[int] = ()) -> "Classes":
         """Classes with generated colours: the same names count gives the same distinct colours every time."""
-        return cls(tuple(names), tuple(_colour(index) for index in range(len(names))))
+        return cls(tuple(names), tuple(_colour(index) for index in range(len(names))), tuple(things))
 
     def to_dict(self) -> dict[str, Any]:
-        """`{"names": [...], "colours": [[r, g, b], ...]}`."""
-        return {"names": list(self.names), "colours": [list(colour) for colour in self.colours]}
+        """`{"names": [...], "colours": [[r, g, b], ...]}`, and `"things": [id, ...]` where there are any."""
+        data = {"names": list(self.names), "colours": [list(colour) for colour in self.colours]}
+        return {**data, "things": list(self.things)} if self.things else data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Classes":
         """The inverse of `to_dict`; colours are generated where `colours` is absent."""
         try:
             names = tuple(str(name) for name in data["names"])
+            things = tuple(int(index) for index in data.get("things", ()))
             if "colours" not in data:
-                return cls.named(names)
-            return cls(names, tuple(_as_colour(colour) for colour in data["colours"]))
+                return cls.named(names, things)
+            return cls(names, tuple(_as_colour(colour) for colour in data["colours"]), things)
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise

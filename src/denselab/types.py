@@ -1,6 +1,6 @@
 """The types that flow through a dense predictor, and the protocols its parts keep.
 
-Legend for shapes: B batch, Q queries, K classes, D value width, H W input size in px, h w mask grid.
+Legend for shapes: B batch, Q queries, K classes, D value width, N segments, H W input size in px, h w mask grid.
 """
 
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -44,19 +44,25 @@ class MaskNorm(Enum):
 class ValueKind(Enum):
     """What the values of a head are.
 
-    IDENTITY: query q says class q (a per-pixel classifier); `values` is the identity matrix and no decoder
-    needs to blend with it. LEARNED: values are predicted.
+    IDENTITY: channel q of the masks is component q of the answer (class logit q of a per-pixel classifier, metres, a
+    component of a normal); `values` is the identity matrix and no decoder needs to blend with it.
+    BLENDED: the answer at a pixel is sum_q mask_prob[q] * values[q] (PolyMaX).
+    CLASS_LOGITS: values[q] are logits over K classes and, last, "no object": D = K + 1 (mask classification).
+    CENTRE_OFFSET: no queries yet: the Q = K + 3 masks are K class logits, the logit that a centre is here, and the
+    way to the centre of the pixel's object, down and right, in input px (Panoptic-DeepLab); `values` is the identity.
     """
 
-    IDENTITY = "query q is class q"
-    LEARNED = "predicted"
+    IDENTITY = "channel q is component q"
+    BLENDED = "blended by masks"
+    CLASS_LOGITS = "class logits, no object last"
+    CENTRE_OFFSET = "class logits, centre logit, offset"
 
 
 @dataclass(frozen=True)
 class HeadSpec:
     """What a head returns, so that a decoder never guesses.
 
-    mask_stride: input px per cell of the mask grid.
+    mask_stride: input px per cell of the mask grid. aux: of the outputs in `QueryOutput.aux`, in their order.
     """
 
     num_queries: int
@@ -64,14 +70,16 @@ class HeadSpec:
     mask_stride: int
     mask_norm: MaskNorm
     value_kind: ValueKind
+    aux: tuple["HeadSpec", ...] = ()
 
 
 @dataclass(frozen=True)
 class QueryOutput:
     """A set of masks, and what each mask says. Not checked here: torch rebuilds it with non-tensors while tracing.
 
-    mask_logits: [B, Q, h, w]; values: [B, Q, D]; pixel_embed: [B, C, h, w] or None;
-    aux: outputs of earlier layers or auxiliary branches, used by losses only.
+    mask_logits: [B, Q, h, w]; values: [B, Q, D]; pixel_embed: [B, C, h, w], unit vectors, or None;
+    aux: outputs of earlier layers or auxiliary branches, used by losses only: as many as `HeadSpec.aux` while
+    training, none in evaluation mode.
     """
 
     mask_logits: Float[Tensor, "B Q h w"]
@@ -81,6 +89,31 @@ class QueryOutput:
 
 
 torch.export.register_dataclass(QueryOutput, serialized_type_name="denselab.QueryOutput")
+
+
+@dataclass(frozen=True)
+class SegmentTargets:
+    """The true segments of one image, cut and padded as the image is. Pixels in no mask are void.
+
+    masks: bool [N, H, W], may overlap; class_ids: int64 [N], 0..K-1.
+    """
+
+    masks: Bool[Tensor, "N H W"]
+    class_ids: Int[Tensor, "N"]
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What is true of a batch, for the tasks that are trained; None for the others. Padding is void everywhere.
+
+    class_ids: int64 [B, H, W], 255 void. segments: per image. depth_m: float32 [B, H, W] metres, 0 unknown.
+    normals: float32 [B, 3, H, W], unit, x right, y down, z forward; zeros unknown.
+    """
+
+    class_ids: Int[Tensor, "B H W"] | None = None
+    segments: tuple[SegmentTargets, ...] | None = None
+    depth_m: Float[Tensor, "B H W"] | None = None
+    normals: Float[Tensor, "B 3 H W"] | None = None
 
 
 @runtime_checkable

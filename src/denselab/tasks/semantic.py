@@ -7,19 +7,24 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from denselab.types import HeadSpec, MaskNorm, QueryOutput, ValueKind
+from denselab.tasks.blend import blended, mask_probs
+from denselab.types import HeadSpec, QueryOutput, ValueKind
 
 
 def class_scores(output: QueryOutput, spec: HeadSpec) -> Float[Tensor, "B K h w"]:
     """Scores on the mask grid: the mask logits of a per-pixel classifier, else values blended by masks.
 
-    The blend is sum_q mask_prob[q] * value[q] (MaskFormer, Cheng et al. 2021, section 3.4).
+    Class logits become probabilities without "no object" before they are blended, sum_q mask_prob[q] * class_prob[q]
+    (MaskFormer, Cheng et al. 2021, section 3.4).
     """
     match spec.value_kind:
-        case ValueKind.IDENTITY:
-            return output.mask_logits
-        case ValueKind.LEARNED:
-            return torch.einsum("bqhw,bqk->bkhw", _mask_probs(output.mask_logits, spec.mask_norm), output.values)
+        case ValueKind.CLASS_LOGITS:
+            class_probs = output.values.softmax(dim=-1)[..., :-1]
+            return torch.einsum("bqhw,bqk->bkhw", mask_probs(output.mask_logits, spec.mask_norm), class_probs)
+        case ValueKind.CENTRE_OFFSET:
+            return output.mask_logits[:, :-3]
+        case ValueKind.IDENTITY | ValueKind.BLENDED:
+            return blended(output, spec)
         case _:
             assert_never(spec.value_kind)
 
@@ -61,13 +66,3 @@ def _bilinear_filters(stride: int) -> Float[Tensor, "S 1 3 3"]:
     offset = (torch.arange(stride) + 0.5) / stride - 0.5  # of a place from the centre of its cell, in cells
     along = torch.stack([(-offset).clamp(min=0), 1 - offset.abs(), offset.clamp(min=0)], dim=1)
     return torch.einsum("iy,jx->ijyx", along, along).reshape(stride**2, 1, 3, 3)
-
-
-def _mask_probs(mask_logits: Float[Tensor, "B Q h w"], norm: MaskNorm) -> Float[Tensor, "B Q h w"]:
-    match norm:
-        case MaskNorm.SOFTMAX:
-            return mask_logits.softmax(dim=1)
-        case MaskNorm.SIGMOID:
-            return mask_logits.sigmoid()
-        case _:
-            assert_never(norm)
