@@ -1,15 +1,14 @@
-"""A tiny artifact for tests: red pixels are class 1, all others class 0."""
+"""Tiny artifacts for tests, whose answers are known functions of the red and green of every pixel."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import onnx
-from onnx import TensorProto, helper
 
 METADATA: dict[str, Any] = {
-    "format_version": 1,
-    "task": "semantic",
+    "format_version": 2,
+    "tasks": ["semantic"],
     "name": "tiny",
     "classes": {"names": ["other", "red"], "colours": [[0, 0, 200], [200, 0, 0]]},
     "void": 255,
@@ -22,26 +21,87 @@ METADATA: dict[str, Any] = {
     "denselab_version": "0.1.0",
 }
 
+GRAPH = """
+<ir_version: 9, opset_import: ["" : 18]>
+tiny (uint8[1, height, width, 3] image) => ({outputs})
+<int64[1] zero = {{0}}, int64[1] one = {{1}}, int64[1] two = {{2}}, int64[1] three = {{3}}, uint8 half = {{128}},
+ float ten = {{10.0}}, int32[1] other_id = {{2}}>
+{{
+    red_plane = Slice (image, zero, one, three)
+    red = Squeeze (red_plane, three)
+    green_plane = Slice (image, one, two, three)
+    green = Squeeze (green_plane, three)
+    is_red = GreaterOrEqual (red, half)
+    is_green = GreaterOrEqual (green, half)
+    {nodes}
+}}
+"""
 
-def tiny_artifact(path: Path, **metadata: Any) -> Path:
-    """Write an artifact whose class is 1 where the red channel is >= 128; `metadata` replaces fields of METADATA."""
-    channel_0 = helper.make_node("Slice", ["image", "zero", "one", "axis"], ["red"])
-    squeezed = helper.make_node("Squeeze", ["red", "axis"], ["red_2d"])
-    compared = helper.make_node("GreaterOrEqual", ["red_2d", "half"], ["is_red"])
-    cast = helper.make_node("Cast", ["is_red"], ["class_ids"], to=TensorProto.UINT8)
-    graph = helper.make_graph(
-        [channel_0, squeezed, compared, cast],
-        "tiny",
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, [1, "height", "width", 3])],
-        [helper.make_tensor_value_info("class_ids", TensorProto.UINT8, [1, "height", "width"])],
-        [
-            helper.make_tensor("zero", TensorProto.INT64, [1], [0]),
-            helper.make_tensor("one", TensorProto.INT64, [1], [1]),
-            helper.make_tensor("axis", TensorProto.INT64, [1], [3]),
-            helper.make_tensor("half", TensorProto.UINT8, [], [128]),
-        ],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    helper.set_model_props(model, {"denselab": json.dumps({**METADATA, **metadata})})
+# Per task: the outputs of the graph and the nodes that make them.
+TASKS = {
+    # 1 where red, else 0
+    "semantic": ("uint8[1, height, width] class_ids", "class_ids = Cast <to = 2> (is_red)"),
+    # slot 0 (id 1) where red, else slot 1 (id 2); slot 2 is never used
+    "panoptic": (
+        "int32[1, height, width] panoptic_ids, int32[1, 3] segment_classes, float[1, 3] segment_scores",
+        """
+        red_one = Cast <to = 6> (is_red)
+        panoptic_ids = Sub (other_id, red_one)
+        segment_classes = Constant <value = int32[1, 3] {1, 0, 1}> ()
+        segment_scores = Constant <value = float[1, 3] {0.75, 0.5, 0.25}> ()
+        """,
+    ),
+    # slots: green of class 0, red of class 1, nothing, red again but hardly sure, red unused
+    "instance": (
+        "uint8[1, 5, height, width] instance_masks, int32[1, 5] instance_classes, float[1, 5] instance_scores",
+        """
+        red_mask = Cast <to = 2> (is_red)
+        green_mask = Cast <to = 2> (is_green)
+        no_mask = Sub (red_mask, red_mask)
+        red_slot = Unsqueeze (red_mask, one)
+        green_slot = Unsqueeze (green_mask, one)
+        no_slot = Unsqueeze (no_mask, one)
+        instance_masks = Concat <axis = 1> (green_slot, red_slot, no_slot, red_slot, red_slot)
+        instance_classes = Constant <value = int32[1, 5] {0, 1, 1, 1, 1}> ()
+        instance_scores = Constant <value = float[1, 5] {0.5, 0.75, 0.875, 0.03125, 0.0}> ()
+        """,
+    ),
+    # red / 10 metres; 0, unknown, where there is no red
+    "depth": (
+        "float[1, height, width] depth_m",
+        """
+        red_float = Cast <to = 1> (red)
+        depth_m = Div (red_float, ten)
+        """,
+    ),
+    # to the right where red, else to the camera
+    "normals": (
+        "float[1, 3, height, width] normals",
+        """
+        is_other = Not (is_red)
+        right = Cast <to = 1> (is_red)
+        back = Cast <to = 1> (is_other)
+        forward = Neg (back)
+        flat = Sub (right, right)
+        right_slot = Unsqueeze (right, one)
+        flat_slot = Unsqueeze (flat, one)
+        forward_slot = Unsqueeze (forward, one)
+        normals = Concat <axis = 1> (right_slot, flat_slot, forward_slot)
+        """,
+    ),
+}
+
+
+def task_artifact(path: Path, *tasks: str, **metadata: Any) -> Path:
+    """Write an artifact that answers the tasks as TASKS says; `metadata` replaces fields of METADATA."""
+    outputs, nodes = zip(*(TASKS[task] for task in tasks), strict=True)
+    model = onnx.parser.parse_model(GRAPH.format(outputs=", ".join(outputs), nodes="\n".join(nodes)))
+    described = {**METADATA, "tasks": list(tasks), **metadata}
+    onnx.helper.set_model_props(model, {"denselab": json.dumps(described)})
     onnx.save(model, str(path))
     return path
+
+
+def tiny_artifact(path: Path, **metadata: Any) -> Path:
+    """Write a semantic artifact whose class is 1 where the red channel is >= 128."""
+    return task_artifact(path, "semantic", **metadata)

@@ -7,10 +7,11 @@ from typing import Any
 import onnx
 import pytest
 
+import denselab
 from artifacts import METADATA, tiny_artifact
 from denselab.classes import Classes
 from denselab.errors import InputError
-from denselab.runtime.artifact import ArtifactInfo, read_info
+from denselab.runtime.artifact import FORMAT_VERSION, TASKS, ArtifactInfo, read_info
 
 
 def test_reads_what_the_onnx_package_wrote(tmp_path: Path) -> None:
@@ -25,7 +26,31 @@ def test_round_trip_through_json(tmp_path: Path) -> None:
     info = read_info(tiny_artifact(tmp_path / "tiny.onnx"))
     assert info.train_hw == (360, 480)
     assert ArtifactInfo.from_dict(json.loads(json.dumps(info.to_dict()))) == info
-    assert info.to_dict() == {**METADATA, "train_hw": (360, 480)}
+    assert info.to_dict() == METADATA
+
+
+def test_the_first_version_knew_one_task(tmp_path: Path) -> None:
+    first = {key: value for key, value in METADATA.items() if key != "tasks"} | {"format_version": 1}
+    info = ArtifactInfo.from_dict({**first, "task": "semantic"})
+    assert (info.tasks, info.task) == (("semantic",), "semantic")
+    assert ArtifactInfo.from_dict(info.to_dict()) == info
+    with pytest.raises(InputError, match="lacks 'task'"):
+        ArtifactInfo.from_dict(first)
+
+
+def test_the_packaged_model_opens() -> None:
+    info = read_info(Path(denselab.__file__).parent / "assets" / "street.onnx")
+    assert info.tasks == ("semantic",)
+    assert info.classes is not None
+    assert len(info.classes) == 11
+
+
+def test_joint_tasks_and_no_classes() -> None:
+    joint = ArtifactInfo.from_dict({**METADATA, "tasks": ["panoptic", "depth"]})
+    assert joint.task == "panoptic+depth"
+    geometry = ArtifactInfo.from_dict({**METADATA, "tasks": ["depth", "normals"], "classes": None})
+    assert geometry.classes is None
+    assert ArtifactInfo.from_dict(geometry.to_dict()) == geometry
 
 
 def test_other_metadata_and_unknown_fields_do_not_disturb(tmp_path: Path) -> None:
@@ -99,8 +124,15 @@ def test_plain_onnx_says_how_to_make_an_artifact(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("metadata", "text"),
     [
-        ({"format_version": 2}, "format version 2 is newer than this DenseLab, which reads versions up to 1; upgrade"),
-        ({"task": "tea"}, "unknown task 'tea'; this DenseLab runs semantic"),
+        (
+            {"format_version": FORMAT_VERSION + 1},
+            "format version 3 is newer than this DenseLab, which reads versions up to 2; upgrade",
+        ),
+        ({"tasks": ["depth", "tea"]}, f"unknown task 'tea'; this DenseLab runs {', '.join(TASKS)}"),
+        ({"tasks": []}, r"tasks: wanted one or more distinct ones, got \[\]"),
+        ({"tasks": ["depth", "depth"]}, "tasks: wanted one or more distinct ones, got .*depth.*depth"),
+        ({"tasks": ["depth", "panoptic"], "classes": None}, "classes: wanted those of the task panoptic, got none"),
+        ({"tasks": 3}, "has a wrong field"),
         ({"size_multiple": 0}, "size_multiple: wanted 1 or more px, got 0"),
         ({"size_multiple": "many"}, "has a wrong field .*many"),
         ({"train_hw": [360]}, "has a wrong field"),

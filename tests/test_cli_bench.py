@@ -8,7 +8,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from artifacts import tiny_artifact
+from artifacts import task_artifact, tiny_artifact
 from denselab.bench import STEPS, Measurement, measure
 from denselab.cli.bench import bench, table
 from denselab.errors import InputError
@@ -48,6 +48,13 @@ def test_one_engine_on_a_given_image(tmp_path: Path) -> None:
     out = run("--model", model, "--image", image, "--engine", "onnxruntime", "--repeat", "1")
     assert "20x10 px, 2 threads" in out
     assert "openvino" not in out
+
+
+def test_a_joint_model(tmp_path: Path) -> None:
+    model = task_artifact(tmp_path / "two.onnx", "instance", "depth")
+    image = tmp_path / "photo.png"
+    Image.new("RGB", (20, 10)).save(image)
+    assert "20x10 px" in run("--model", model, "--image", image, "--engine", "onnxruntime", "--repeat", "1")
 
 
 def test_what_fails_in_the_child_is_said_here(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from denselab.classes import STREET
 from denselab.cli.data import app
-from denselab.data.descriptor import open_dataset, read_pair
+from denselab.data.descriptor import open_dataset
+from denselab.data.truth import TASKS
 from denselab.errors import InputError
 
 
@@ -62,12 +63,12 @@ def test_check_of_bad_data(folder: Path, tmp_path: Path) -> None:
     assert (
         f"unreadable files: 1\n  {folder / 'images/train/0.jpg'}: wanted an image, got an empty file" in result.stdout
     )
-    assert f"images without a mask: 1\n  {folder / 'images/train/1.jpg'}: no mask" in result.stdout
+    assert f"images without a truth: 1\n  {folder / 'images/train/1.jpg'}: no mask" in result.stdout
     assert f"{folder / 'masks/val/3.png'}: wanted ids 0, 1, 255, got ids 9 (1200 px); add" in result.stdout
     assert result.stdout.splitlines()[-1] == "3 problems"
     data = json.loads(report.read_text("utf-8"))
     assert not data["ok"]
-    assert sorted(problem["kind"] for problem in data["problems"]) == ["no_mask", "unknown_label", "unreadable"]
+    assert sorted(problem["kind"] for problem in data["problems"]) == ["no_truth", "unknown_label", "unreadable"]
     assert "there is a file already; choose another name or add --overwrite" in refusal(
         "check", folder, "--json", report
     )
@@ -118,11 +119,13 @@ def test_scenes_become_a_data_set(tmp_path: Path) -> None:
     result = run("scenes", "-o", out, "--count", "10", "--size", "96x64", "--seed", "3")
     assert result.exit_code == 0, result.output
     dataset = open_dataset(out)
-    assert dataset.classes == STREET
-    assert sum(map(len, dataset.pairs.values())) == 10
-    image, ids = read_pair(dataset.split("train")[0], dataset)
+    assert dataset.classes
+    assert (dataset.classes.names, dataset.classes.colours) == (STREET.names, STREET.colours)
+    assert dataset.tasks == set(TASKS)
+    assert sum(map(len, dataset.splits.values())) == 10
+    image, truth = dataset.read(dataset.split("train")[0], {"semantic"})
     assert image.shape == (64, 96, 3)
-    assert len(np.unique(ids)) > 2
+    assert len(np.unique(truth.class_ids)) > 2
     assert "wanted an empty or a new folder, got one with files; choose another or add --overwrite" in refusal(
         "scenes", "-o", out
     )

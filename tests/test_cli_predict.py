@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from artifacts import tiny_artifact
+from artifacts import TASKS, task_artifact, tiny_artifact
 from denselab import cli
 from denselab.cli.progress import track
 from denselab.runtime import pipeline
+from denselab.runtime import predictor as predictor_module
 
 
 @pytest.fixture(scope="module")
@@ -300,7 +301,7 @@ def test_few_pixels_are_under_way(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     for i in range(30):
         photo(tmp_path / f"{i:02}.png", (10, 20) if i % 5 else (50, 50))
     jobs = [
-        pipeline.Job(path, {pipeline.Output.LABELS: tmp_path / "out" / f"{path.stem}.labels.png"})
+        pipeline.Job(path, {("semantic", pipeline.Output.LABELS): tmp_path / "out" / f"{path.stem}.labels.png"})
         for path in sorted(tmp_path.glob("*.png"))
     ]
     outcomes = list(pipeline.label_files(_load.load(model), jobs))
@@ -326,6 +327,65 @@ def test_progress_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     err = capsys.readouterr().err
     assert "3/3" in err
     assert "/s" in err
+
+
+def test_joint_tasks_write_a_set_each(predict, tmp_path: Path):
+    model = task_artifact(tmp_path / "all.onnx", *TASKS)
+    pixels = photo(tmp_path / "in" / "a.png", (12, 20))
+    code, _, err = predict(tmp_path / "in", "-o", tmp_path / "out", model=model)
+    assert (code, err) == (0, "")
+    endings = ("json", "labels.png", "overlay.png")
+    assert files(tmp_path / "out") == sorted(f"a.{task}.{ending}" for task in TASKS for ending in endings)
+    red, green = pixels[:, :, 0], pixels[:, :, 1]
+    read = {}
+    for task in TASKS:
+        with Image.open(tmp_path / "out" / f"a.{task}.labels.png") as picture:
+            read[task] = np.array(picture).astype(int)
+        figures = json.loads((tmp_path / "out" / f"a.{task}.json").read_text("utf-8"))
+        assert (figures["task"], figures["image"]) == (task, str(tmp_path / "in" / "a.png"))
+        assert figures["timing_ms"]["total"] >= figures["timing_ms"]["engine"] > 0
+    assert np.array_equal(read["semantic"], red >= 128)
+    assert np.array_equal(read["panoptic"] @ [1, 256, 65536], np.where(red >= 128, 1, 2))
+    assert np.array_equal(read["instance"], np.where(red >= 128, 1, 2 * (green >= 128)))
+    assert np.abs(read["depth"] - red * 100.0).max() <= 1
+    assert np.array_equal(read["normals"][:, :, 0] == 255, red >= 128)
+
+
+def test_joint_results_are_not_overwritten_either(predict, tmp_path: Path):
+    model = task_artifact(tmp_path / "two.onnx", "panoptic", "depth")
+    photo(tmp_path / "a.png")
+    assert predict(tmp_path / "a.png", "-o", tmp_path, "--write", "labels", model=model)[0] == 0
+    code, _, err = predict(tmp_path / "a.png", "-o", tmp_path, model=model)
+    assert code == 2
+    assert "got 2 that exist" in err
+    code, out, _ = predict(tmp_path, "-o", tmp_path, "--skip-existing", "--write", "labels", model=model)
+    assert (code, out[:17]) == (0, "labelled 0 images")  # results of before are not inputs
+
+
+def test_instances_by_score(predict, tmp_path: Path):
+    model = task_artifact(tmp_path / "one.onnx", "instance")
+    photo(tmp_path / "a.png")
+    for name, options, count in (
+        ("all", ("--min-score", "0"), 3),
+        ("usual", (), 2),
+        ("sure", ("--min-score", ".6"), 1),
+    ):
+        assert predict(tmp_path / "a.png", "-o", tmp_path / name, *options, model=model)[0] == 0
+        figures = json.loads((tmp_path / name / "a.json").read_text("utf-8"))
+        assert len(figures["instances"]) == count
+
+
+def test_one_piece_is_said(predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(predictor_module, "WHOLE_PX", 300)
+    model = task_artifact(tmp_path / "one.onnx", "depth", classes=None)
+    photo(tmp_path / "a.png", (30, 40))
+    code, _, err = predict(tmp_path / "a.png", "-o", tmp_path / "out", "--long-side", "native", model=model)
+    assert code == 0
+    assert (
+        "note: 1 image of up to 40 px seen at 20 px: depth is done in one piece, and a larger one would not fit" in err
+    )
+    with Image.open(tmp_path / "out" / "a.labels.png") as picture:
+        assert picture.size == (40, 30)
 
 
 def command(*arguments: str | Path) -> list[str]:

@@ -179,7 +179,7 @@ def test_files_without_partner(folders: list[object], write: Write) -> None:
         (["--pred", "nowhere"], "--pred: wanted a folder of label PNGs, got nowhere, which is no folder"),
         (["--gt", "empty"], "--gt: wanted a folder of label PNGs, got empty, which holds none"),
         (["--gt", "other"], r"wanted files of the same name in both folders, got e.g. pred/a\.png and other/z\.png"),
-        (["--task", "panoptic"], "--task: wanted semantic, the only task that can be scored today, got panoptic"),
+        (["--scale", 1], "--scale: wanted only with --task depth, got it with semantic; leave it out"),
         (["--ignore", "void"], "--ignore: wanted class ids separated by commas, such as 11,255, got 'void'"),
         (["--names", "a,b,c"], "--num-classes: wanted as many as there are class names, 3, got 2; drop it"),
         (["--names", "a,b", "--classes", "x.yaml"], "--names, --classes: wanted one of them, got both"),

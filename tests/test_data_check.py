@@ -10,9 +10,9 @@ from PIL import Image
 
 from denselab.classes import STREET
 from denselab.data.check import ProblemKind, Report, check
+from denselab.data.dataset import Item
 from denselab.data.descriptor import open_dataset
-from denselab.data.folder import Pair
-from denselab.data.sheet import choose_pairs, draw_sheet
+from denselab.data.sheet import choose_items, draw_sheet
 from denselab.errors import InputError
 
 
@@ -42,7 +42,7 @@ def test_counts_worked_by_hand(clean: Path) -> None:
     report = check(clean)
     assert not report.problems
     train, val = report.splits["train"], report.splits["val"]
-    assert (train.pairs, val.pairs) == (3, 1)
+    assert (train.images, val.images) == (3, 1)
     assert train.sizes_hw == {(2, 3): 1, (1, 4): 1, (10, 10): 1}
     assert train.size_range_hw() == ((1, 4), (2, 3), (10, 10))
     assert (train.class_pixels, train.class_images) == ((5, 101, 3, 0), (2, 2, 1, 0))
@@ -65,14 +65,14 @@ def test_report_as_json(clean: Path) -> None:
     assert data["splits"]["val"]["void"] == {"pixels": 1, "share": 0.25}
 
 
-def test_progress_sees_every_pair(clean: Path) -> None:
+def test_progress_sees_every_image(clean: Path) -> None:
     seen: list[str] = []
 
-    def track(items: Iterable[tuple[str, Pair]], total: int, label: str) -> Iterable[tuple[str, Pair]]:
+    def track(items: Iterable[tuple[str, Item]], total: int, label: str) -> Iterable[tuple[str, Item]]:
         assert (total, label) == (4, "check")
-        for split, pair in items:
-            seen.append(split + pair.image.stem)
-            yield split, pair
+        for split, item in items:
+            seen.append(split + item.name)
+            yield split, item
 
     check(clean, track)
     assert seen == ["traina", "trainb", "trainc", "vald"]
@@ -89,7 +89,7 @@ def test_unreadable_files_are_named_and_the_rest_is_counted(clean: Path) -> None
         str(clean / "masks/train/b.png"),
     ]
     assert report.splits["train"].class_images == (1, 1, 1, 0)
-    assert report.splits["train"].pairs == 4
+    assert report.splits["train"].images == 4
 
 
 def test_all_files_unreadable(clean: Path) -> None:
@@ -118,7 +118,7 @@ def test_labels_out_of_range(clean: Path) -> None:
 
 def test_files_without_partner(clean: Path) -> None:
     (clean / "masks/train/b.png").unlink()
-    assert problems(check(clean), ProblemKind.NO_MASK) == [f"{clean / 'images/train/b.png'}: no mask"]
+    assert problems(check(clean), ProblemKind.NO_TRUTH) == [f"{clean / 'images/train/b.png'}: no mask"]
     (clean / "images/train/b.png").unlink()
     Image.new("L", (1, 1)).save(clean / "masks/val/z.png")
     assert problems(check(clean), ProblemKind.NO_IMAGE) == [f"{clean / 'masks/val/z.png'}: no image"]
@@ -152,18 +152,18 @@ def test_camvid_agrees_with_an_independent_count(camvid: Path, tmp_path: Path) -
     assert report.classes == STREET
     for split, found in report.splits.items():
         masks = [np.array(Image.open(path)) for path in sorted((tmp_path / "labels" / split).iterdir())]
-        assert found.pairs == len(masks)
+        assert found.images == len(masks)
         assert found.sizes_hw == {(360, 480): len(masks)}
         assert found.class_pixels == tuple(sum(int((mask == k).sum()) for mask in masks) for k in range(11))
         assert found.class_images == tuple(sum(bool((mask == k).any()) for mask in masks) for k in range(11))
         assert found.void_pixels == sum(int((mask == 11).sum()) for mask in masks)
 
 
-def test_chosen_pairs_follow_the_seed() -> None:
-    pairs = tuple(Pair(Path(f"{n}.jpg"), Path(f"{n}.png")) for n in range(50))
-    assert choose_pairs(pairs, 5, 1) == choose_pairs(pairs, 5, 1) != choose_pairs(pairs, 5, 2)
-    assert list(choose_pairs(pairs, 9, 3)) == sorted(choose_pairs(pairs, 9, 3), key=pairs.index)
-    assert choose_pairs(pairs, 80, 0) == pairs
+def test_chosen_items_follow_the_seed() -> None:
+    items = tuple(Item(str(n), Path(f"{n}.jpg")) for n in range(50))
+    assert choose_items(items, 5, 1) == choose_items(items, 5, 1) != choose_items(items, 5, 2)
+    assert list(choose_items(items, 9, 3)) == sorted(choose_items(items, 9, 3), key=items.index)
+    assert choose_items(items, 80, 0) == items
 
 
 def test_sheet_shows_image_and_colours(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_sheet_shows_image_and_colours(tmp_path: Path) -> None:
     assert not sheet.failures
 
 
-def test_sheet_leaves_out_broken_pairs(clean: Path) -> None:
+def test_sheet_leaves_out_broken_images(clean: Path) -> None:
     (clean / "masks/train/b.png").write_bytes(b"")
     dataset = open_dataset(clean)
     sheet = draw_sheet(dataset, dataset.split("train"))

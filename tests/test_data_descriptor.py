@@ -7,10 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from denselab.classes import STREET
-from denselab.data.descriptor import SizeMismatchError, UnknownLabelError, open_dataset, read_pair
+from denselab.data.class_masks import ClassMask, MaskCoding
+from denselab.data.dataset import Dataset, LeftOut
+from denselab.data.descriptor import open_dataset
+from denselab.data.truth import SizeMismatchError, UnknownLabelError
 from denselab.errors import InputError
 
 
@@ -35,6 +39,12 @@ def stems(root: Path, split: str) -> list[str]:
     return [pair.image.stem for pair in open_dataset(root).split(split)]
 
 
+def read_ids(dataset: Dataset, split: str = "train", index: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    image, truth = dataset.read(dataset.split(split)[index], {"semantic"})
+    assert truth.class_ids is not None
+    return image, truth.class_ids
+
+
 def fill(root: Path, image: str, mask: str, names: str) -> None:
     """One pair per letter; `image` and `mask` are patterns with {name}."""
     for name in names:
@@ -48,8 +58,9 @@ def test_splits_below_images_and_masks(tmp_path: Path, masks: str, val: str) -> 
     fill(tmp_path, "images/train/{name}.jpg", masks + "/train/{name}.png", "abc")
     fill(tmp_path, f"images/{val}/{{name}}.png", f"{masks}/{val}/{{name}}.png", "d")
     dataset = open_dataset(tmp_path)
-    assert {split: len(pairs) for split, pairs in dataset.pairs.items()} == {"train": 3, "val": 1}
-    assert dataset.pairs["val"][0].mask == tmp_path / masks / val / "d.png"
+    assert {split: len(pairs) for split, pairs in dataset.splits.items()} == {"train": 3, "val": 1}
+    coding = MaskCoding(((0, 0), (1, 1), (2, 2), (255, 255)), False, tmp_path / "dataset.yaml")
+    assert dataset.splits["val"][0].labels == ClassMask(tmp_path / masks / val / "d.png", coding)
     assert stems(tmp_path, "train") == ["a", "b", "c"]
 
 
@@ -64,9 +75,8 @@ def test_images_and_masks_below_splits(tmp_path: Path) -> None:
 def test_mask_names_may_end_in_what_the_docs_say(tmp_path: Path, ending: str) -> None:
     fill(tmp_path, "images/city one/{name}_ü.JPEG", "masks/city one/{name}_ü" + ending + ".png", "ab")
     dataset = open_dataset(tmp_path)
-    assert sum(map(len, dataset.pairs.values())) == 2
-    assert not dataset.images_without_mask
-    assert not dataset.masks_without_image
+    assert sum(map(len, dataset.splits.values())) == 2
+    assert not dataset.left_out
 
 
 def test_flat_folder_is_split_by_the_hash_of_the_stem(tmp_path: Path) -> None:
@@ -84,8 +94,8 @@ def test_val_is_carved_from_train_and_test_is_left_alone(tmp_path: Path) -> None
     fill(tmp_path, "images/train/{name}.png", "masks/train/{name}.png", "ab")
     fill(tmp_path, "images/test/{name}.png", "masks/test/{name}.png", "cd")
     dataset = open_dataset(tmp_path)
-    assert [(split, len(pairs)) for split, pairs in dataset.pairs.items()] == [("train", 1), ("val", 1), ("test", 2)]
-    assert "no val split: 1 of 2 train images" in dataset.notes[0]
+    assert [(split, len(pairs)) for split, pairs in dataset.splits.items()] == [("train", 1), ("val", 1), ("test", 2)]
+    assert "no val split: 1 of 2 train images" in dataset.notes[-1]
 
 
 def test_one_pair_is_train_only(tmp_path: Path) -> None:
@@ -107,11 +117,10 @@ def test_files_without_a_partner_are_left_out_and_said(tmp_path: Path) -> None:
     save_image(tmp_path / "images/stray.png")
     save_image(tmp_path / "images/train/._a.png")
     dataset = open_dataset(tmp_path)
-    assert dataset.images_without_mask == (lone_image,)
-    assert dataset.masks_without_image == (lone_mask,)
+    assert dataset.left_out == (LeftOut(lone_image, "mask"), LeftOut(lone_mask, "image"))
     text = "\n".join(dataset.notes)
     assert "images without a mask are left out: 1" in text
-    assert "masks without an image are left out: 1" in text
+    assert "truths without an image are left out: 1" in text
     assert "outside the split folders" in text
 
 
@@ -121,20 +130,20 @@ def test_scanned_classes(tmp_path: Path) -> None:
     dataset = open_dataset(tmp_path)
     assert dataset.classes.names == ("class_0", "class_1", "class_2", "class_3")
     assert any("class_0 to class_3, from the ids in 1 of 1 masks" in note for note in dataset.notes)
-    image, ids = read_pair(dataset.pairs["train"][0], dataset)
+    image, ids = read_ids(dataset)
     assert (image.dtype, image.shape, ids.dtype) == (np.uint8, (2, 3, 3), np.uint8)
     assert ids.tolist() == [[0, 3, 255], [3, 3, 1]], pair_mask
 
 
 def test_scan_is_bounded_and_says_how_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("denselab.data.descriptor.SCAN_LIMIT", 2)
+    monkeypatch.setattr("denselab.data.class_masks.SCAN_LIMIT", 2)
     fill(tmp_path, "images/train/{name}.png", "masks/train/{name}.png", "abcd")
     fill(tmp_path, "images/val/{name}.png", "masks/val/{name}.png", "e")
     save_mask(tmp_path / "masks/train/b.png", [[9, 0, 0], [0, 0, 0]])
     dataset = open_dataset(tmp_path)  # reads a and d
     assert any("class_0 to class_2, from the ids in 2 of 5 masks" in note for note in dataset.notes)
     with pytest.raises(UnknownLabelError, match=r"b\.png: wanted ids 0, 1, 2, 255, got ids 9 \(1 px\)"):
-        read_pair(dataset.split("train")[1], dataset)
+        read_ids(dataset, "train", 1)
 
 
 def test_ids_0_to_11_are_not_camvid_without_its_names(tmp_path: Path) -> None:
@@ -150,7 +159,7 @@ def test_camvid_names_give_street_classes(tmp_path: Path) -> None:
     dataset = open_dataset(tmp_path)
     assert dataset.classes == STREET
     assert any("CamVid" in note for note in dataset.notes)
-    assert read_pair(dataset.split("train")[0], dataset)[1].tolist() == [[*range(11), 255]]
+    assert read_ids(dataset)[1].tolist() == [[*range(11), 255]]
 
 
 def test_names_as_list_with_ignored_ids(tmp_path: Path) -> None:
@@ -159,7 +168,7 @@ def test_names_as_list_with_ignored_ids(tmp_path: Path) -> None:
     dataset = open_dataset(tmp_path)
     assert dataset.classes.names == ("ground", "house")
     assert dataset.classes.colours == ((1, 2, 3), (7, 8, 9))
-    assert read_pair(dataset.split("train")[0], dataset)[1].tolist() == [[0, 255, 1], [1, 255, 0]]
+    assert read_ids(dataset)[1].tolist() == [[0, 255, 1], [1, 255, 0]]
 
 
 def test_names_by_id_in_json(tmp_path: Path) -> None:
@@ -169,7 +178,7 @@ def test_names_by_id_in_json(tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text(json.dumps(described))
     dataset = open_dataset(tmp_path)
     assert dataset.classes.names == ("ground", "house")
-    assert read_pair(dataset.split("train")[0], dataset)[1].tolist() == [[0, 255, 1], [1, 255, 0]]
+    assert read_ids(dataset)[1].tolist() == [[0, 255, 1], [1, 255, 0]]
 
 
 def test_255_is_a_class_where_it_is_named(tmp_path: Path) -> None:
@@ -179,7 +188,7 @@ def test_255_is_a_class_where_it_is_named(tmp_path: Path) -> None:
         open_dataset(tmp_path)
     describe(tmp_path, "names: {0: background, 255: object}")
     dataset = open_dataset(tmp_path)
-    assert read_pair(dataset.split("train")[0], dataset)[1].tolist() == [[0, 1, 0], [0, 0, 1]]
+    assert read_ids(dataset)[1].tolist() == [[0, 1, 0], [0, 0, 1]]
 
 
 def test_coloured_masks(tmp_path: Path) -> None:
@@ -190,11 +199,11 @@ def test_coloured_masks(tmp_path: Path) -> None:
     text = "names: [wall, water]\ncolours: [[128, 0, 0], [0, 64, 128]]\nrgb_masks: true\n"
     describe(tmp_path, text + "ignore: [[0, 0, 0]]\n")
     dataset = open_dataset(tmp_path)
-    assert read_pair(dataset.split("train")[0], dataset)[1].tolist() == [[0, 255, 1]]
+    assert read_ids(dataset)[1].tolist() == [[0, 255, 1]]
     describe(tmp_path, text)
     dataset = open_dataset(tmp_path)
     with pytest.raises(UnknownLabelError, match=r"a_L\.png: wanted colours .*, got colours \[0, 0, 0\] \(1 px\); add"):
-        read_pair(dataset.split("train")[0], dataset)
+        read_ids(dataset)
 
 
 def test_coloured_masks_without_a_descriptor_say_what_to_write(tmp_path: Path) -> None:
@@ -212,7 +221,7 @@ def test_16_bit_masks(tmp_path: Path) -> None:
         open_dataset(tmp_path)
     describe(tmp_path, "names: {7: ship, 300: sea}")
     dataset = open_dataset(tmp_path)
-    assert read_pair(dataset.split("train")[0], dataset)[1].tolist() == [[1, 0]]
+    assert read_ids(dataset)[1].tolist() == [[1, 0]]
 
 
 def test_unknown_ids_name_file_ids_counts_and_mend(tmp_path: Path) -> None:
@@ -224,7 +233,7 @@ def test_unknown_ids_name_file_ids_counts_and_mend(tmp_path: Path) -> None:
         f"add them to ignore: or names: in {tmp_path / 'dataset.yaml'}, or mend the mask"
     )
     with pytest.raises(UnknownLabelError, match=re.escape(expected)):
-        read_pair(dataset.split("train")[0], dataset)
+        read_ids(dataset)
 
 
 def test_mask_of_another_size_names_both(tmp_path: Path) -> None:
@@ -232,7 +241,7 @@ def test_mask_of_another_size_names_both(tmp_path: Path) -> None:
     save_mask(tmp_path / "masks/a.png")
     dataset = open_dataset(tmp_path)
     with pytest.raises(SizeMismatchError, match=r"a\.png: wanted the size of its image .*a\.png, 6x4 px, got 3x2 px"):
-        read_pair(dataset.split("train")[0], dataset)
+        read_ids(dataset)
 
 
 def test_exif_rotated_image_with_an_unrotated_mask(tmp_path: Path) -> None:
@@ -243,9 +252,9 @@ def test_exif_rotated_image_with_an_unrotated_mask(tmp_path: Path) -> None:
     save_mask(tmp_path / "masks/a.png")
     dataset = open_dataset(tmp_path)
     with pytest.raises(SizeMismatchError, match=r"2x3 px, got 3x2 px; .* fits the image before its EXIF rotation"):
-        read_pair(dataset.split("train")[0], dataset)
+        read_ids(dataset)
     save_mask(tmp_path / "masks/a.png", [[0, 1], [1, 2], [2, 0]])
-    assert read_pair(dataset.split("train")[0], dataset)[0].shape == (3, 2, 3)
+    assert read_ids(dataset)[0].shape == (3, 2, 3)
 
 
 def test_a_broken_mask_does_not_hide_the_others(tmp_path: Path) -> None:
@@ -319,11 +328,11 @@ def test_ambiguous_files_are_refused(tmp_path: Path) -> None:
 
 def test_camvid(camvid: Path) -> None:
     dataset = open_dataset(camvid)
-    assert {split: len(pairs) for split, pairs in dataset.pairs.items()} == {"train": 367, "val": 101, "test": 233}
+    assert {split: len(pairs) for split, pairs in dataset.splits.items()} == {"train": 367, "val": 101, "test": 233}
     assert dataset.classes == STREET
-    assert not dataset.images_without_mask
-    pair = dataset.split("test")[7]
-    image, ids = read_pair(pair, dataset)
-    truth = np.array(Image.open(pair.mask))
-    assert np.array_equal(image, np.array(Image.open(pair.image).convert("RGB")))
+    assert not dataset.left_out
+    item = dataset.split("test")[7]
+    image, ids = read_ids(dataset, "test", 7)
+    truth = np.array(Image.open(camvid / "labels/test" / f"{item.name}.png"))
+    assert np.array_equal(image, np.array(Image.open(item.image).convert("RGB")))
     assert np.array_equal(ids, np.where(truth == 11, 255, truth))

@@ -11,16 +11,19 @@ from torch.utils.data import DataLoader
 
 from denselab.data.augment import RandomZoomCrop, training_views
 from denselab.data.descriptor import open_dataset
-from denselab.data.samples import EpochSampler, FixedSampler, Sample, SampleKey, SemanticDataset, collate
+from denselab.data.samples import DenseDataset, EpochSampler, FixedSampler, Sample, SampleKey, collate
 from denselab.errors import InputError
 from tiny_data import write_tiny
 
-# isort: split
-from torchvision import tv_tensors
+
+def seen(sample: Sample | InputError) -> tuple[Tensor, Tensor]:
+    assert isinstance(sample, Sample)
+    assert sample.class_ids is not None
+    return sample.image, sample.class_ids
 
 
 def zoom_crop(image: Tensor, ids: Tensor, crop_hw: tuple[int, int], zoom: tuple[float, float]) -> tuple[Tensor, Tensor]:
-    return RandomZoomCrop(crop_hw, zoom, 255)(tv_tensors.Image(image), tv_tensors.Mask(ids))
+    return seen(RandomZoomCrop(crop_hw, zoom)(Sample(image, ids)))
 
 
 def noise(height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -34,7 +37,7 @@ def test_views_never_blend_ids(seed: int) -> None:
     image, ids = noise(40, 60)
     torch.manual_seed(seed)
     views = training_views((32, 48), (0.3, 3.0), flip=True, jitter=0.4, void=255)
-    pixels, viewed = views(tv_tensors.Image(image), tv_tensors.Mask(ids))
+    pixels, viewed = seen(views(Sample(image, ids)))
     assert pixels.shape == (3, 32, 48)
     assert viewed.shape == (32, 48)
     assert pixels.dtype == viewed.dtype == torch.uint8
@@ -77,29 +80,26 @@ def test_halving_takes_ids_from_the_centre_of_what_the_image_averages() -> None:
 
 def test_same_key_same_view(tmp_path: Path) -> None:
     dataset = open_dataset(write_tiny(tmp_path))
-    samples = SemanticDataset(dataset, dataset.split("train"), training_views((32, 48), (0.5, 2.0), True, 0.4, 255))
+    samples = DenseDataset(
+        dataset, dataset.split("train"), {"semantic"}, training_views((32, 48), (0.5, 2.0), True, 0.4, 255)
+    )
     before = torch.random.get_rng_state()
-    first, again, other = samples[SampleKey(1, 5)], samples[SampleKey(1, 5)], samples[SampleKey(1, 6)]
+    first, again, other = (seen(samples[SampleKey(1, seed)]) for seed in (5, 5, 6))
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert isinstance(first, Sample)
-    assert isinstance(again, Sample)
-    assert isinstance(other, Sample)
-    assert torch.equal(first.image, again.image)
-    assert torch.equal(first.class_ids, again.class_ids)
-    assert not torch.equal(first.image, other.image)
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+    assert not torch.equal(first[0], other[0])
 
 
 def test_memory_and_disk_give_the_same(tmp_path: Path) -> None:
     dataset = open_dataset(write_tiny(tmp_path))
-    samples = SemanticDataset(dataset, dataset.split("train"))
+    samples = DenseDataset(dataset, dataset.split("train"), {"semantic"})
     assert not samples.decode_all(limit_bytes=1000)
-    read = samples[SampleKey(3)]
+    read = seen(samples[SampleKey(3)])
     assert samples.decode_all(limit_bytes=1e6)
-    kept = samples[SampleKey(3)]
-    assert isinstance(read, Sample)
-    assert isinstance(kept, Sample)
-    assert torch.equal(read.image, kept.image)
-    assert torch.equal(read.class_ids, kept.class_ids)
+    kept = seen(samples[SampleKey(3)])
+    assert torch.equal(read[0], kept[0])
+    assert torch.equal(read[1], kept[1])
     assert pickle.loads(pickle.dumps(samples)).decoded is None
 
 
@@ -107,7 +107,10 @@ def test_collate_pads_right_and_bottom_with_void() -> None:
     images = [torch.full((3, 2, 5), 255, dtype=torch.uint8), torch.full((3, 4, 3), 51, dtype=torch.uint8)]
     batch = collate([Sample(image, torch.ones(image.shape[1:], dtype=torch.uint8)) for image in images])
     assert not isinstance(batch, InputError)
-    images_batch, target = batch
+    images_batch, targets = batch
+    target = targets.class_ids
+    assert target is not None
+    assert (targets.segments, targets.depth_m, targets.normals) == (None, None, None)
     assert images_batch.source_hw == ((2, 5), (4, 3))
     assert images_batch.pixels.shape == (2, 3, 4, 5)
     assert images_batch.pixels[1, 0, 0].tolist() == pytest.approx([0.2, 0.2, 0.2, 0, 0])
@@ -121,7 +124,11 @@ def test_error_in_a_worker_arrives_as_itself(tmp_path: Path) -> None:
     broken = dataset.split("val")[2].image
     broken.write_bytes(b"")
     loader = DataLoader(
-        SemanticDataset(dataset, dataset.split("val")), 4, sampler=FixedSampler(4), num_workers=1, collate_fn=collate
+        DenseDataset(dataset, dataset.split("val"), {"semantic"}),
+        4,
+        sampler=FixedSampler(4),
+        num_workers=1,
+        collate_fn=collate,
     )
     (batch,) = loader
     assert isinstance(batch, InputError)
@@ -168,12 +175,10 @@ def test_skip_resumes_in_the_middle_of_one_epoch() -> None:
 
 def test_views_of_camvid_hold_its_ids_only(camvid: Path) -> None:
     dataset = open_dataset(camvid)
-    samples = SemanticDataset(
-        dataset, dataset.split("train")[:2], training_views((180, 240), (0.5, 2.0), True, 0.4, 255)
+    samples = DenseDataset(
+        dataset, dataset.split("train")[:2], {"semantic"}, training_views((180, 240), (0.5, 2.0), True, 0.4, 255)
     )
     found: set[int] = set()
     for seed in range(6):
-        sample = samples[SampleKey(seed % 2, seed)]
-        assert isinstance(sample, Sample)
-        found |= set(sample.class_ids.unique().tolist())
+        found |= set(seen(samples[SampleKey(seed % 2, seed)])[1].unique().tolist())
     assert {0, 1, 3, 255} <= found <= {*range(11), 255}

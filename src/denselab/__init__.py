@@ -9,11 +9,40 @@ if TYPE_CHECKING:
     from denselab._load import load as load
     from denselab.classes import Classes as Classes
     from denselab.errors import InputError as InputError
+    from denselab.results import DepthMap as DepthMap
+    from denselab.results import InstanceSet as InstanceSet
+    from denselab.results import JointResult as JointResult
+    from denselab.results import NormalMap as NormalMap
+    from denselab.results import PanopticMap as PanopticMap
+    from denselab.results import Result as Result
     from denselab.results import SemanticMap as SemanticMap
 
-__all__ = ["Classes", "InputError", "SemanticMap", "__version__", "load"]
+__all__ = [
+    "Classes",
+    "DepthMap",
+    "InputError",
+    "InstanceSet",
+    "JointResult",
+    "NormalMap",
+    "PanopticMap",
+    "Result",
+    "SemanticMap",
+    "__version__",
+    "load",
+]
 
-_HOMES = {"Classes": "classes", "InputError": "errors", "SemanticMap": "results", "load": "_load"}
+_HOMES = {
+    "Classes": "classes",
+    "DepthMap": "results",
+    "InputError": "errors",
+    "InstanceSet": "results",
+    "JointResult": "results",
+    "NormalMap": "results",
+    "PanopticMap": "results",
+    "Result": "results",
+    "SemanticMap": "results",
+    "load": "_load",
+}
 
 
 def __getattr__(name: str) -> Any:

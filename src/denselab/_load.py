@@ -5,19 +5,24 @@ from pathlib import Path
 
 from denselab.errors import InputError
 from denselab.runtime.artifact import read_info
-from denselab.runtime.predictor import LongSide, Predictor
+from denselab.runtime.predictor import MIN_SCORE, LongSide, Predictor
 from denselab.runtime.session import open_session
 
 _PACKAGED = {"street": Path(__file__).parent / "assets" / "street.onnx"}
 
 
 def load(
-    model: str | Path = "street", engine: str = "auto", threads: int | None = None, long_side: LongSide = "auto"
+    model: str | Path = "street",
+    engine: str = "auto",
+    threads: int | None = None,
+    long_side: LongSide = "auto",
+    min_score: float = MIN_SCORE,
 ) -> Predictor:
     """Open a model: "street" (built in), an artifact (.onnx), or a checkpoint (.ckpt, needs PyTorch).
 
     engine: auto, openvino or onnxruntime, for artifacts; threads: of the engine, None lets it decide;
-    long_side: at what size the model sees large images (see runtime.predictor.Predictor).
+    long_side: at what size the model sees large images; min_score: instances of which it is less sure are dropped
+    (see runtime.predictor.Predictor).
     Raises InputError for anything that cannot be opened, saying why.
     """
     path = _PACKAGED.get(str(model), Path(model))
@@ -25,12 +30,15 @@ def load(
         names = ", ".join(_PACKAGED)
         raise InputError(f"model: wanted {names}, an artifact (FILE.onnx) or a checkpoint (FILE.ckpt), got {model}")
     if path.suffix == ".ckpt":
-        return _load_checkpoint(path, threads, long_side)
-    info = read_info(path)
-    return Predictor(open_session(path, engine, threads), info, long_side=long_side)
+        predictor = _load_checkpoint(path, threads)
+    else:
+        info = read_info(path)
+        predictor = Predictor(open_session(path, engine, threads), info)
+    predictor.long_side, predictor.min_score = long_side, min_score
+    return predictor
 
 
-def _load_checkpoint(path: Path, threads: int | None, long_side: LongSide) -> Predictor:
+def _load_checkpoint(path: Path, threads: int | None) -> Predictor:
     if not path.is_file():
         raise InputError(f"{path}: no such model file; check the path")
     if not find_spec("torch"):
@@ -44,6 +52,4 @@ def _load_checkpoint(path: Path, threads: int | None, long_side: LongSide) -> Pr
 
     if threads is not None:
         torch.set_num_threads(threads)
-    predictor = load_predictor(path)
-    predictor.long_side = long_side
-    return predictor
+    return load_predictor(path)

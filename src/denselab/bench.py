@@ -12,7 +12,6 @@ import numpy as np
 
 from denselab._load import load
 from denselab.errors import InputError
-from denselab.results import SemanticMap
 from denselab.runtime.images import open_image
 from denselab.runtime.predictor import as_pixels
 
@@ -25,7 +24,7 @@ class Measurement:
     """What one engine took for one image.
 
     median_ms, p95_ms: per step of STEPS. decode: file to RGB pixels; pre: checks (normalisation is in the model);
-    engine: pixels to class ids; post: the checked result and its areas; total: all of them.
+    engine: pixels to outputs of the graph; post: the checked results and their figures; total: all of them.
     cold_start_ms: from starting Python to the first result. peak_mb: of the whole process, None where unknown.
     """
 
@@ -65,9 +64,10 @@ def _measure_here(
         marks.append(time.perf_counter())
         pixels = as_pixels(decoded)
         marks.append(time.perf_counter())
-        class_ids = predictor.class_ids(pixels)
+        answers = predictor.answers(pixels)
         marks.append(time.perf_counter())
-        SemanticMap(class_ids, predictor.info.classes, predictor.info.void).shares()
+        for result in predictor.results(answers, pixels.shape[:2]).values():
+            result.figures()
         marks.append(time.perf_counter())
         return [*np.diff(marks), marks[-1] - marks[0]]
 
@@ -75,7 +75,7 @@ def _measure_here(
         run_once()
     times_ms = 1000 * np.array([run_once() for _ in range(repeat)])
     median_ms = _by_step(np.median(times_ms, axis=0))
-    height_px, width_px = first.class_ids.shape
+    height_px, width_px = first.hw
     return Measurement(
         engine=predictor.session.engine,
         threads=threads,

@@ -10,7 +10,8 @@ import torch
 from denselab.classes import Classes
 from denselab.errors import InputError
 from denselab.files import atomic_path
-from denselab.model import DensePredictor
+from denselab.model import Model
+from denselab.tasks.task import Task, make_task
 from denselab.zoo import build
 
 KEY = "denselab"
@@ -21,28 +22,26 @@ KEY = "denselab"
 class ModelCard:
     """What a checkpoint's weights are.
 
-    train_hw: usual size of the training images in px; score: figures and where they are from.
+    tasks: what it was trained for, in order; choices: of the model (backbone, width, ...) that are not its defaults;
+    classes: None where no task has any; train_hw: usual size of the training images in px; score: figures and where
+    they are from.
     """
 
+    tasks: tuple[str, ...]
     model: str
-    backbone: str | None
-    output_stride: int | None
-    classes: Classes
-    ignore: int
+    choices: Mapping[str, Any]
+    classes: Classes | None
     train_hw: tuple[int, int] | None
     score: Mapping[str, Any] | None
     licence: str
-    task: str = "semantic"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a checkpoint or an artifact."""
         return {
-            "task": self.task,
+            "tasks": list(self.tasks),
             "model": self.model,
-            "backbone": self.backbone,
-            "output_stride": self.output_stride,
-            "classes": self.classes.to_dict(),
-            "ignore": self.ignore,
+            "choices": dict(self.choices),
+            "classes": None if self.classes is None else self.classes.to_dict(),
             "train_hw": None if self.train_hw is None else list(self.train_hw),
             "score": None if self.score is None else dict(self.score),
             "licence": self.licence,
@@ -51,35 +50,32 @@ class ModelCard:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "ModelCard":
         """The inverse of `to_dict`."""
-        train_hw = data["train_hw"]
+        train_hw, classes = data["train_hw"], data["classes"]
         return cls(
+            tasks=tuple(data["tasks"]),
             model=data["model"],
-            backbone=data["backbone"],
-            output_stride=data["output_stride"],
-            classes=Classes.from_dict(data["classes"]),
-            ignore=data["ignore"],
+            choices=dict(data["choices"]),
+            classes=None if classes is None else Classes.from_dict(classes),
             train_hw=None if train_hw is None else (train_hw[0], train_hw[1]),
             score=data["score"],
             licence=data["licence"],
-            task=data["task"],
         )
 
-    def build(self) -> DensePredictor:
+    def build(self) -> Model:
         """The model with new weights."""
-        return build(self.model, self.backbone, len(self.classes), output_stride=self.output_stride)
+        return build(self.model, self.tasks, 0 if self.classes is None else len(self.classes), self.choices)
+
+    def make_tasks(self) -> tuple[Task, ...]:
+        """What is asked of the model."""
+        return tuple(make_task(name, self.classes) for name in self.tasks)
 
 
 @dataclass(frozen=True)
 class LoadedModel:
     """A trained model, in evaluation mode on the CPU, and what it is."""
 
-    model: DensePredictor
+    model: Model
     card: ModelCard
-
-    @property
-    def classes(self) -> Classes:
-        """The classes it was trained for."""
-        return self.card.classes
 
 
 def save_atomically(checkpoint: Mapping[str, Any], path: Path) -> None:

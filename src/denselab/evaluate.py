@@ -1,88 +1,97 @@
 """A predictor against a split of a data set; the same for checkpoints and artifacts, so without torch."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from denselab.classes import Classes
-from denselab.data.descriptor import Dataset, read_pair
-from denselab.data.folder import Pair
+from denselab.data.dataset import Dataset, Item
+from denselab.data.truth import Truth
 from denselab.errors import InputError
-from denselab.metrics.semantic import SemanticFigures, SemanticScore
+from denselab.metrics.headline import Figures
+from denselab.runtime.predictor import Predictor
+from denselab.task_scores import count, new_score
 
-Arrays = tuple[NDArray[np.uint8], NDArray[np.uint8]]
-Track = Callable[[Iterable[Arrays], int, str], Iterable[Arrays]]
+Labelled = tuple[NDArray[np.uint8], Truth]
+Track = Callable[[Iterable[Labelled], int, str], Iterable[Labelled]]
 _AHEAD = 4
 
 
-def untracked(items: Iterable[Arrays], total: int, label: str) -> Iterable[Arrays]:
+def untracked(items: Iterable[Labelled], total: int, label: str) -> Iterable[Labelled]:
     """Shows no progress."""
     return items
 
 
-class Labeller(Protocol):
-    """What is evaluated: `denselab.runtime.predictor.Predictor` is one."""
-
-    def class_ids(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Class ids [H, W] of RGB pixels [H, W, 3]."""
-        ...
-
-
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures, and what they were measured on."""
+    """Figures by task, and what they were measured on."""
 
-    figures: SemanticFigures
-    classes: Classes
+    figures: Mapping[str, Figures]
+    classes: Classes | None
     split: str
     images: int
 
+    def headlines(self) -> dict[str, float]:
+        """The main figure of every task by its name."""
+        return {f.headline.name: f.headline.value for f in self.figures.values()}
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return {"split": self.split, "images": self.images, **self.figures.to_dict(self.classes.names)}
+        """Plain data for JSON; of one task its figures, of several a mapping from task to figures."""
+        by_task = {task: figures.to_dict(self._names) for task, figures in self.figures.items()}
+        plain = next(iter(by_task.values())) if len(by_task) == 1 else by_task
+        return {"task": "+".join(by_task), "split": self.split, "images": self.images, **plain}
 
     def to_text(self) -> str:
         """A table for people."""
-        return f"{self.split}: {self.images} images\n{self.figures.to_text(self.classes.names)}"
+        tables = [f"{task}\n{figures.to_text(self._names)}" for task, figures in self.figures.items()]
+        return "\n\n".join([f"{self.split}: {self.images} images", *tables])
+
+    @property
+    def _names(self) -> Sequence[str]:
+        return self.classes.names if self.classes else ()
 
 
-def evaluate(
-    labeller: Labeller, classes: Classes, dataset: Dataset, split: str, track: Track = untracked
-) -> Evaluation:
-    """Label every image of the split at its own size and count; the next images are read meanwhile.
+def evaluate(predictor: Predictor, dataset: Dataset, split: str, track: Track = untracked) -> Evaluation:
+    """Run every image of the split at its own size and score the results; the next images are read meanwhile.
 
-    classes: of the model. track(items, total, label): shows progress. Raises InputError where the classes of the model
-    and of the data differ, where the split is missing, and for the first file that cannot be read: a score without it
+    track(items, total, label): shows progress. Raises InputError where the classes of the model and of the data
+    differ, where the data lack the truth or the split, and for the first file that cannot be read: a score without it
     would be one of another split.
     """
+    tasks, classes = predictor.info.tasks, predictor.info.classes
+    dataset.require(tasks)
     check_classes(classes, dataset)
-    pairs = dataset.split(split)
-    score = SemanticScore(len(classes), dataset.ignore)
-    for image, truth_ids in track(_read_ahead(pairs, dataset), len(pairs), f"evaluating {split}"):
-        score.update(labeller.class_ids(image), truth_ids)
-    return Evaluation(score.compute(), classes, split, len(pairs))
+    items = dataset.split(split)
+    scores = {task: new_score(task, classes) for task in tasks}
+    for image, truth in track(_read_ahead(items, dataset, tasks), len(items), f"evaluating {split}"):
+        for task, result in predictor.results_at_own_size(image).items():
+            count(scores[task], result, truth)
+    return Evaluation({task: score.compute() for task, score in scores.items()}, classes, split, len(items))
 
 
-def check_classes(classes: Classes, dataset: Dataset) -> None:
-    """Raise InputError unless model and data name the same classes in the same order."""
-    if classes.names != dataset.classes.names:
+def check_classes(classes: Classes | None, dataset: Dataset) -> None:
+    """Raise InputError unless model and data name the same classes in the same order; a model without takes any."""
+    if classes is None:
+        return
+    found = dataset.classes.names if dataset.classes else ("none",)
+    if classes.names != found:
         raise InputError(
             f"{dataset.root}: wanted the classes of the model ({', '.join(classes.names)}), "
-            f"got those of the data ({', '.join(dataset.classes.names)}); "
+            f"got those of the data ({', '.join(found)}); "
             "take the model that was trained for these classes, or name and order them alike in dataset.yaml"
         )
 
 
-def _read_ahead(pairs: Sequence[Pair], dataset: Dataset) -> Iterator[Arrays]:
+def _read_ahead(items: Sequence[Item], dataset: Dataset, tasks: Collection[str]) -> Iterator[Labelled]:
     with ThreadPoolExecutor(1, "read") as reader:
-        rest = iter(pairs)
-        waiting = [reader.submit(read_pair, pair, dataset) for pair in islice(rest, _AHEAD)]
+        rest = iter(items)
+        waiting = [reader.submit(dataset.read, item, tasks) for item in islice(rest, _AHEAD)]
         while waiting:
-            arrays = waiting.pop(0).result()
-            waiting += [reader.submit(read_pair, pair, dataset) for pair in islice(rest, 1)]
-            yield arrays
+            labelled = waiting.pop(0).result()
+            waiting += [reader.submit(dataset.read, item, tasks) for item in islice(rest, 1)]
+            yield labelled

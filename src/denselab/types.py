@@ -3,9 +3,9 @@
 Legend for shapes: B batch, Q queries, K classes, D value width, N segments, H W input size in px, h w mask grid.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -93,13 +93,15 @@ torch.export.register_dataclass(QueryOutput, serialized_type_name="denselab.Quer
 
 @dataclass(frozen=True)
 class SegmentTargets:
-    """The true segments of one image, cut and padded as the image is. Pixels in no mask are void.
+    """The true segments of one image, cut and padded as the image is.
 
-    masks: bool [N, H, W], may overlap; class_ids: int64 [N], 0..K-1.
+    masks: bool [N, H, W], may overlap; class_ids: int64 [N], 0..K-1. void: bool [H, W], pixels of which nothing is
+    known (crowds, padding, ignored ones); other pixels in no mask belong to no object. None: all in no mask are void.
     """
 
     masks: Bool[Tensor, "N H W"]
     class_ids: Int[Tensor, "N"]
+    void: Bool[Tensor, "H W"] | None = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,22 @@ class Targets:
     segments: tuple[SegmentTargets, ...] | None = None
     depth_m: Float[Tensor, "B H W"] | None = None
     normals: Float[Tensor, "B 3 H W"] | None = None
+
+    def to(self, device: torch.device) -> "Targets":
+        """The same on a device."""
+        return _moved(self, device)
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    match value:
+        case Tensor():
+            return value.to(device, non_blocking=True)
+        case tuple():
+            return tuple(_moved(each, device) for each in value)
+        case SegmentTargets() | Targets():
+            return type(value)(*(_moved(getattr(value, each.name), device) for each in fields(value)))
+        case _:
+            return value
 
 
 @runtime_checkable
@@ -148,3 +166,12 @@ class Head(Protocol):
     spec: HeadSpec
 
     def __call__(self, maps: tuple[Tensor, ...]) -> QueryOutput: ...
+
+
+@runtime_checkable
+class Scheduled(Protocol):
+    """A part that changes over a training run, as the mask annealing of EoMT does."""
+
+    def set_progress(self, progress: float) -> None:
+        """progress: share of the run that is over, 0..1."""
+        ...

@@ -1,36 +1,59 @@
 """One function per model; each cites what it follows.
 
-`backbone` is the name of any timm model, or "small" for the network of denselab.backbones.small. A plain vision
-transformer gets the simple feature pyramid of ViTDet. `pretrained` loads the backbone's weights through timm.
+`backbone` is the name of any timm model, or "small" or "street" for a network of denselab.backbones.small. A plain
+vision transformer gets the simple feature pyramid of ViTDet. `pretrained` loads the backbone's weights through timm.
+`answers` says what the values of a head are; a mapping from task to answer gives every task a head of its own on one
+backbone and pixel decoder. `width`: channels of decoder and head, 256 in the papers. `queries`: masks of a head.
 """
 
 import difflib
+import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, assert_never, cast
 
 from denselab.backbones.from_timm import OutputStrideError, TimmBackbone
+from denselab.backbones.plain_tokens import PlainTokens
 from denselab.backbones.pooled import PooledBackbone
 from denselab.backbones.simple_pyramid import SimplePyramid
 from denselab.backbones.small import SmallBackbone
 from denselab.errors import InputError
+from denselab.heads.centre_offset import CentreOffsetHead
+from denselab.heads.eomt import EomtHead
 from denselab.heads.full_conv import FullConvHead
+from denselab.heads.kmax import KMaXHead
+from denselab.heads.masked_attention import MaskedAttentionHead
+from denselab.heads.ocr import OcrHead
 from denselab.heads.per_pixel import PerPixelHead
+from denselab.heads.polymax import PolyMaXHead
+from denselab.heads.regression import RegressionHead
 from denselab.heads.score_fusion import ScoreFusionHead
-from denselab.model import DensePredictor
+from denselab.heads.values import ClassValues, DepthValues, NormalValues, Values
+from denselab.layers import Norm
+from denselab.model import DensePredictor, JointPredictor, Model
 from denselab.pixel_decoders.deeplabv3 import DeepLabV3Decoder
 from denselab.pixel_decoders.deeplabv3plus import DeepLabV3PlusDecoder
+from denselab.pixel_decoders.dpt import DptDecoder
 from denselab.pixel_decoders.fcn import FcnDecoder
+from denselab.pixel_decoders.kmax import PUBLISHED_STAGES, KMaXPixelDecoder
 from denselab.pixel_decoders.linknet import LinkNetDecoder
 from denselab.pixel_decoders.lraspp import LrAsppDecoder
+from denselab.pixel_decoders.multi_scale_fpn import MultiScaleFpnDecoder
+from denselab.pixel_decoders.panoptic_deeplab import PanopticDeepLabDecoder
 from denselab.pixel_decoders.panoptic_fpn import PanopticFpnDecoder
+from denselab.pixel_decoders.pass_through import PassThrough
 from denselab.pixel_decoders.segnet import SegNetDecoder
 from denselab.pixel_decoders.top_down import TopDownDecoder
-from denselab.types import Backbone
+from denselab.types import Backbone, FeatureSpec, Head, PixelDecoder
+
+Answers = Values | Mapping[str, Values]
+"""What a model says: one kind of value, or one for each of several tasks."""
 
 
 def street(num_classes: int) -> DensePredictor:
     """The built-in model: plain residual blocks at strides 4, 8, 16 (dilated at 16) and a light top-down decoder."""
-    backbone = SmallBackbone((32, 64, 96, 160), ((1, 1), (1, 1, 1), (1, 2, 4, 4)))
+    backbone = _street_backbone()
     decoder = TopDownDecoder(backbone.features, width=64)
     return DensePredictor(backbone, decoder, PerPixelHead(decoder.features, num_classes, dropout=0.1))
 
@@ -123,33 +146,224 @@ def _fcn(num_classes: int, backbone: str, pretrained: bool, finest_stride: int, 
     return DensePredictor(maps, decoder, ScoreFusionHead(decoder.features, num_classes))
 
 
-MODELS: dict[str, Callable[..., DensePredictor]] = {
-    function.__name__: function
-    for function in (street, small, fpn, deeplabv3, deeplabv3plus, lraspp, segnet, linknet, fcn32s, fcn16s, fcn8s)
+def kmax(
+    answers: Answers,
+    backbone: str = "resnet50",
+    pretrained: bool = False,
+    width: int = 256,
+    queries: int = 128,
+    norm: str = "batch",
+) -> Model:
+    """kMaX-DeepLab: Yu et al. 2022, Table 1 (ResNet-50, 53.0 PQ on COCO val). Depth and normals get a PolyMaX head.
+
+    norm: batch, or group for batches of few images.
+    """
+    maps = pyramid(backbone, pretrained)
+    return _on_kmax_decoder(answers, maps, width, queries, norm, _kmax_head)
+
+
+def polymax(
+    answers: Answers,
+    backbone: str = "resnet50",
+    pretrained: bool = False,
+    width: int = 256,
+    queries: int = 128,
+    norm: str = "batch",
+) -> Model:
+    """PolyMaX: Yang et al. 2024, Table 4 (there with ConvNeXt-L). norm: batch, or group for batches of few images."""
+    maps = pyramid(backbone, pretrained)
+    return _on_kmax_decoder(answers, maps, width, queries, norm, PolyMaXHead)
+
+
+def mask2former(
+    num_classes: int, backbone: str = "resnet50", pretrained: bool = False, width: int = 256, queries: int = 100
+) -> DensePredictor:
+    """Mask2Former: Cheng et al. 2022, Table 1 (ResNet-50, 51.9 PQ on COCO val), with the FPN of its Table 4e."""
+    maps = pyramid(backbone, pretrained)
+    decoder = MultiScaleFpnDecoder(maps.features, width, width)
+    head = MaskedAttentionHead(
+        decoder.features, num_classes, queries, width=width, num_heads=_heads_of(width), feed_forward=8 * width
+    )
+    return DensePredictor(maps, decoder, head)
+
+
+def eomt(
+    num_classes: int, backbone: str = "vit_large_patch14_dinov2", pretrained: bool = False, queries: int = 200
+) -> DensePredictor:
+    """EoMT: Kerssies et al. 2025, Table 1 (ViT-L, 56.0 PQ on COCO val at 640 px). backbone: a plain ViT of timm."""
+    maps = PlainTokens(backbone, pretrained)
+    return DensePredictor(
+        maps,
+        PassThrough(maps.features),
+        EomtHead(maps.features, maps.last_blocks, maps.last_norm, num_classes, queries),
+    )
+
+
+def panoptic_deeplab(
+    num_classes: int, backbone: str = "resnet50", pretrained: bool = False, width: int = 256
+) -> DensePredictor:
+    """Panoptic-DeepLab: Cheng et al. 2020, Table 7 (ResNet-50, 35.1 PQ on COCO val), coarsest map at stride 16."""
+    maps = dilated_pyramid(backbone, pretrained, (4, 8), None)
+    decoder = PanopticDeepLabDecoder(maps.features, width, width // 2, aspp_width=width)
+    return DensePredictor(maps, decoder, CentreOffsetHead(decoder.features, num_classes))
+
+
+def dpt(answers: Answers, backbone: str = "vit_base_patch16_384", pretrained: bool = False, width: int = 256) -> Model:
+    """DPT: Ranftl et al. 2021, Table 1 (depth) and Table 4 (semantic), on four blocks of a plain ViT, or a pyramid."""
+    maps = evenly_spread(backbone, pretrained)
+    decoder = DptDecoder(maps.features, width)
+    return assemble(maps, decoder, answers, functools.partial(_per_pixel_head, decoder.features))
+
+
+def ocr(num_classes: int, backbone: str = "hrnet_w18", pretrained: bool = False, width: int = 512) -> DensePredictor:
+    """OCR: Yuan et al. 2020, Table 4 (there with HRNet-W48); a semantic FPN joins the maps."""
+    maps = pyramid(backbone, pretrained)
+    decoder = PanopticFpnDecoder(maps.features)
+    return DensePredictor(maps, decoder, OcrHead(decoder.features, num_classes, width))
+
+
+def assemble(backbone: Backbone, decoder: PixelDecoder, answers: Answers, make_head: Callable[[Values], Head]) -> Model:
+    """A model with one head, or with one per task."""
+    if isinstance(answers, Mapping):
+        return JointPredictor(backbone, decoder, {task: make_head(values) for task, values in answers.items()})
+    return DensePredictor(backbone, decoder, make_head(answers))
+
+
+def _on_kmax_decoder(
+    answers: Answers, maps: Backbone, width: int, queries: int, norm: str, head: Callable[..., Head]
+) -> Model:
+    if norm not in (each.value for each in Norm):
+        raise InputError(f"norm: wanted {' or '.join(each.value for each in Norm)}, got {norm!r}")
+    stages = tuple(
+        replace(stage, width=stage.width * width // 256) for stage in PUBLISHED_STAGES[-len(maps.features) :]
+    )
+    decoder = KMaXPixelDecoder(maps.features, stages, _heads_of(width), norm=Norm(norm))
+    sizes: dict[str, Any] = {"width": width, "embed_width": width // 2, "ffn_width": 8 * width}
+
+    def make_head(values: Values) -> Head:
+        return head(decoder.features, values, num_queries=queries, num_heads=_heads_of(width), norm=Norm(norm), **sizes)
+
+    return assemble(maps, decoder, answers, make_head)
+
+
+def _kmax_head(inputs: tuple[FeatureSpec, ...], values: Values, **options: Any) -> Head:
+    match values:
+        case ClassValues(num_classes):
+            return KMaXHead(inputs, num_classes, semantic_width=options["width"], **options)
+        case DepthValues() | NormalValues():
+            return PolyMaXHead(inputs, values, **options)
+        case _:
+            assert_never(values)
+
+
+def _per_pixel_head(inputs: tuple[FeatureSpec, ...], values: Values) -> Head:
+    match values:
+        case ClassValues(num_classes):
+            return PerPixelHead(inputs, num_classes)
+        case DepthValues() | NormalValues():
+            return RegressionHead(inputs, values)
+        case _:
+            assert_never(values)
+
+
+def _heads_of(width: int) -> int:
+    """Attention heads for that width: 8 as published, fewer where they would have less than 16 channels."""
+    return max(1, min(8, width // 16))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model of the zoo, and the tasks that it serves."""
+
+    make: Callable[..., Model]
+    tasks: tuple[str, ...] = ("semantic",)
+
+    @property
+    def joint(self) -> bool:
+        """Whether it serves several of its tasks at once."""
+        return "answers" in inspect.signature(self.make).parameters
+
+
+_SEGMENTS = ("semantic", "instance", "panoptic")
+MODELS: dict[str, Entry] = {
+    **{
+        function.__name__: Entry(function)
+        for function in (street, small, fpn, deeplabv3, deeplabv3plus, lraspp, segnet, linknet, fcn32s, fcn16s, fcn8s)
+    },
+    "ocr": Entry(ocr),
+    "dpt": Entry(dpt, ("semantic", "depth", "normals")),
+    "polymax": Entry(polymax, ("semantic", "depth", "normals")),
+    "kmax": Entry(kmax, (*_SEGMENTS, "depth", "normals")),
+    "mask2former": Entry(mask2former, _SEGMENTS),
+    "eomt": Entry(eomt, _SEGMENTS),
+    "panoptic_deeplab": Entry(panoptic_deeplab, _SEGMENTS),
 }
 
 
 def build(
     model: str,
-    backbone: str | None = None,
+    tasks: Sequence[str] = ("semantic",),
     num_classes: int = 2,
+    choices: Mapping[str, Any] | None = None,
     pretrained: bool = False,
-    output_stride: int | None = None,
-) -> DensePredictor:
-    """The model of that name; a choice that is None or False is the model's own default.
+) -> Model:
+    """The model of that name for these tasks; choices (backbone, width, ...) that are left out are its own defaults.
 
-    Raises InputError: unknown model, a choice that the model does not have, a backbone that does not fit.
+    Raises InputError: unknown model, a task or choice that the model does not have, a backbone that does not fit.
     """
     if model not in MODELS:
         close = difflib.get_close_matches(model, MODELS, 1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise InputError(f"model: wanted one of {', '.join(MODELS)}, got {model!r}{hint}")
-    function = MODELS[model]
-    choices = {"backbone": backbone, "pretrained": pretrained or None, "output_stride": output_stride}
-    given = {name: value for name, value in choices.items() if value is not None}
-    for name in given.keys() - inspect.signature(function).parameters.keys():
+    entry = MODELS[model]
+    _check_tasks(model, entry, tasks)
+    given = {**(choices or {}), **({"pretrained": True} if pretrained else {})}
+    max_depth_m = given.pop("max_depth", None)
+    if max_depth_m is not None and "depth" not in tasks:
+        raise InputError(f"max_depth: wanted only for depth, got {max_depth_m} for {'+'.join(tasks)}; leave it out")
+    for name in given.keys() - inspect.signature(entry.make).parameters.keys():
         raise InputError(f"{name}: the model {model!r} has no such choice, got {given[name]!r}; leave it out")
-    return function(num_classes, **given)
+    answers = {task: _values(task, num_classes, max_depth_m) for task in tasks}
+    if len(answers) > 1:
+        return entry.make(answers, **given)
+    (values,) = answers.values()
+    return entry.make(values if entry.joint else cast("ClassValues", values).num_classes, **given)
+
+
+def _check_tasks(model: str, entry: Entry, tasks: Sequence[str]) -> None:
+    for task in tasks:
+        if task not in entry.tasks:
+            able = ", ".join(name for name, other in MODELS.items() if task in other.tasks) or "none"
+            raise InputError(
+                f"task: the model {model!r} serves {', '.join(entry.tasks)}, got {task}; models for it: {able}"
+            )
+    if len(set(tasks)) != len(tasks) or not tasks:
+        raise InputError(f"task: wanted one or more different tasks, got {'+'.join(tasks)}; name each once")
+    if len(tasks) > 1 and not entry.joint:
+        able = ", ".join(name for name, other in MODELS.items() if other.joint and set(tasks) <= set(other.tasks))
+        raise InputError(
+            f"task: the model {model!r} serves one task at a time, got {'+'.join(tasks)}; "
+            f"models for several: {able or 'none for these'}"
+        )
+
+
+def _values(task: str, num_classes: int, max_depth_m: float | None) -> Values:
+    match task:
+        case "depth":
+            return DepthValues() if max_depth_m is None else DepthValues(max_depth_m)
+        case "normals":
+            return NormalValues()
+        case "instance":
+            return ClassValues(num_classes + 1)  # and background
+        case _:
+            return ClassValues(num_classes)
+
+
+def _street_backbone() -> SmallBackbone:
+    return SmallBackbone((32, 64, 96, 160), ((1, 1), (1, 1, 1), (1, 2, 4, 4)))
+
+
+_OWN: dict[str, Callable[[], SmallBackbone]] = {"small": SmallBackbone, "street": _street_backbone}
 
 
 def pyramid(
@@ -160,12 +374,12 @@ def pyramid(
     output_stride: int | None = None,
 ) -> Backbone:
     """The backbone of that name, with all its maps from finest_stride on; `strides` of a plain transformer's."""
-    if name == "small":
+    if name in _OWN:
         if pretrained:
-            raise InputError("pretrained: the backbone 'small' has no pretrained weights; leave it out")
-        backbone = SmallBackbone()
+            raise InputError(f"pretrained: the backbone {name!r} has no pretrained weights; leave it out")
+        backbone = _OWN[name]()
         if output_stride not in (None, backbone.features[-1].stride):
-            raise InputError(f"output_stride: the backbone 'small' has 16, got {output_stride}; leave it out")
+            raise InputError(f"output_stride: the backbone {name!r} has 16, got {output_stride}; leave it out")
         return backbone
     backbone = TimmBackbone(name, pretrained, finest_stride, output_stride)
     return SimplePyramid(backbone, strides=strides) if backbone.plain else backbone
@@ -180,3 +394,15 @@ def dilated_pyramid(name: str, pretrained: bool, finer: tuple[int, ...], output_
         if output_stride is not None:
             raise
         return pyramid(name, pretrained, strides)
+
+
+def evenly_spread(name: str, pretrained: bool, count: int = 4) -> Backbone:
+    """The backbone of that name; of a plain transformer the maps of `count` blocks, evenly spread up to the last."""
+    if name in _OWN:
+        return pyramid(name, pretrained)
+    backbone = TimmBackbone(name, pretrained)
+    if not backbone.plain:
+        return backbone
+    blocks = len(backbone.net.feature_info.reduction())
+    indices = tuple(blocks * (place + 1) // count - 1 for place in range(count))
+    return TimmBackbone(name, pretrained, out_indices=indices)

@@ -13,13 +13,16 @@ import typer
 from denselab.errors import InputError
 
 if TYPE_CHECKING:
+    from denselab.classes import Classes
     from denselab.data.check import Report
 
 app = typer.Typer(no_args_is_help=True, help="Check a data folder, look at it, or render street scenes.")
 
 _SHOWN_PER_KIND = 10
 
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Data folder (docs: your own data).")]
+Folder = Annotated[
+    Path, typer.Argument(metavar="DIR", help="Data folder, or a dataset.yaml that names one (docs: your own data).")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 
 
@@ -58,14 +61,14 @@ def show(
     """Draw images beside their labels in colour, with names and classes, on one sheet."""
     from denselab.cli.progress import track
     from denselab.data.descriptor import open_dataset
-    from denselab.data.sheet import choose_pairs, draw_sheet
+    from denselab.data.sheet import choose_items, draw_sheet
     from denselab.files import atomic_path
 
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise InputError(f"-o: wanted a file that ends in .png or .jpg, got {out}")
     _refuse_to_overwrite(out, overwrite)
     dataset = open_dataset(folder)
-    sheet = draw_sheet(dataset, choose_pairs(dataset.split(split), count, seed), track)
+    sheet = draw_sheet(dataset, choose_items(dataset.split(split), count, seed), track)
     with _writing(out), atomic_path(out) as partial:
         sheet.picture.save(partial)
     for note in dataset.notes:
@@ -103,24 +106,19 @@ def scenes(
 
 
 def report_lines(report: "Report") -> Iterable[str]:
-    """The report as text: counts and sizes, shares of classes, notes, problems by kind, and the verdict."""
-    yield f"{'split':<7}{'pairs':>7}  {'smallest':<11}{'median':<11}{'largest':<11}sizes"
+    """The report as text: what there is of every kind, notes, problems by kind, and the verdict."""
+    yield f"truth for {', '.join(sorted(report.tasks))}"
+    yield ""
+    yield f"{'split':<7}{'images':>7}  {'smallest':<11}{'median':<11}{'largest':<11}sizes"
     for name, split in report.splits.items():
         sizes = split.size_range_hw() or ()
         texts = "".join(f"{f'{width}x{height}':<11}" for height, width in sizes) or f"{'none readable':<33}"
-        yield f"{name:<7}{split.pairs:>7}  {texts}{len(split.sizes_hw)}"
+        yield f"{name:<7}{split.images:>7}  {texts}{len(split.sizes_hw)}"
     yield ""
-    width = max(len(name) for name in (*report.classes.names, "class")) + 5
-    yield f"{'class':<{width}}" + "".join(f"{name + ' area':>12}{'images':>8}" for name in report.splits)
-    for class_id, class_name in enumerate(report.classes.names):
-        cells = (
-            f"{_percent(split.class_pixels[class_id], split.pixels):>12}{split.class_images[class_id]:>8}"
-            for split in report.splits.values()
-        )
-        yield f"{f'{class_id:>3} {class_name}':<{width}}" + "".join(cells)
-    void = (f"{_percent(split.void_pixels, split.pixels):>12}{'':8}" for split in report.splits.values())
-    yield f"{'    void':<{width}}{''.join(void)}".rstrip()
-    yield ""
+    if report.classes:
+        yield from _class_lines(report, report.classes)
+    yield from _object_lines(report)
+    yield from _surface_lines(report)
     yield from (f"note: {note}" for note in report.notes)
     for kind in dict.fromkeys(problem.kind for problem in report.problems):
         texts = [problem.text for problem in report.problems if problem.kind is kind]
@@ -130,6 +128,54 @@ def report_lines(report: "Report") -> Iterable[str]:
             yield f"  and {len(texts) - _SHOWN_PER_KIND} more (all of them with --json FILE)"
     count = len(report.problems)
     yield "ok" if not count else f"{count} problem{'s' if count > 1 else ''}"
+
+
+def _class_lines(report: "Report", classes: "Classes") -> Iterable[str]:
+    """Area, images and objects of every class."""
+    width = max(len(name) for name in (*classes.names, "class")) + 5
+    counted = any(split.objects for split in report.splits.values())
+    heads = (
+        f"{name + ' area':>12}{'images':>8}{'objects' if counted else '':>{9 * counted}}" for name in report.splits
+    )
+    yield f"{'class':<{width}}" + "".join(heads)
+    for class_id, class_name in enumerate(classes.names):
+        cells: list[str] = []
+        for split in report.splits.values():
+            cells.append(f"{_percent(split.class_pixels[class_id], split.pixels):>12}{split.class_images[class_id]:>8}")
+            if split.objects:
+                cells.append(f"{split.objects.of_class[class_id] if class_id in classes.things else '':>9}")
+        yield f"{f'{class_id:>3} {class_name}':<{width}}{''.join(cells)}".rstrip()
+    gap = 17 if counted else 8
+    void = (f"{_percent(split.void_pixels, split.pixels):>12}{'':{gap}}" for split in report.splits.values())
+    rest = "void" if "semantic" in report.tasks else "none"
+    yield f"{f'    {rest}':<{width}}{''.join(void)}".rstrip()
+    yield ""
+
+
+def _object_lines(report: "Report") -> Iterable[str]:
+    objects = {name: split.objects for name, split in report.splits.items() if split.objects}
+    if not objects:
+        return
+    yield f"{'split':<7}{'objects':>9}  per image: {'fewest':>7}{'median':>8}{'most':>7}{'none in':>10}{'crowds':>9}"
+    for name, found in objects.items():
+        fewest, median, most = found.per_image
+        cells = f"{fewest:>18}{median:>8}{most:>7}{found.empty:>10}{found.crowds:>9}"
+        yield f"{name:<7}{sum(found.of_class):>9}  {cells}"
+    yield ""
+
+
+def _surface_lines(report: "Report") -> Iterable[str]:
+    for name, split in report.splits.items():
+        if split.depth:
+            depth = split.depth
+            yield (
+                f"{name:<7}depth {depth.nearest_m:.2f} to {depth.farthest_m:.2f} m, median {depth.median_m:.2f} m, "
+                f"known at {100 * depth.known_share:.1f} %"
+            )
+        if split.known_normals is not None:
+            yield f"{name:<7}normals known at {100 * split.known_normals:.1f} %"
+    if report.tasks & {"depth", "normals"}:
+        yield ""
 
 
 def _percent(part: int, whole: int) -> str:

@@ -2,12 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from denselab.errors import InputError
 from denselab.files import atomic_path
+
+if TYPE_CHECKING:
+    from denselab.classes import Classes
+    from denselab.metrics.semantic import SemanticFigures
 
 
 def evaluate(
@@ -29,10 +33,13 @@ def evaluate(
     dataset = open_dataset(data)
     dataset.split(split)
     predictor = load(model, engine=engine, threads=threads)
+    dataset.require(predictor.info.tasks)
     check_classes(predictor.info.classes, dataset)
+    if confusion and "semantic" not in predictor.info.tasks:
+        raise InputError(f"--confusion: wanted a model of semantic labels, got one of {predictor.info.task}; drop it")
     for note in dataset.notes:
         print(note)
-    evaluation = run(predictor, predictor.info.classes, dataset, split, track)
+    evaluation = run(predictor, dataset, split, track)
     print(f"{model} ({predictor.session.engine}), {evaluation.to_text()}")
     try:
         if json_out:
@@ -43,9 +50,12 @@ def evaluate(
         if confusion:
             from denselab.metrics.draw import confusion_picture
 
+            figures = cast("SemanticFigures", evaluation.figures["semantic"])
+            names = cast("Classes", predictor.info.classes).names
+            picture = confusion_picture(figures.confusion, names)
             confusion.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(confusion) as partial:
-                confusion_picture(evaluation.figures.confusion, evaluation.classes.names).save(partial, "PNG")
+                picture.save(partial, "PNG")
     except OSError as error:
         path = error.filename or json_out or confusion
         raise InputError(f"{path}: cannot be written ({error.strerror or error}); choose another path") from error

@@ -12,7 +12,8 @@ from denselab.errors import InputError
 from denselab.export.precision import Precision
 
 if TYPE_CHECKING:
-    from denselab.data.descriptor import Dataset
+    from denselab.checkpoint import ModelCard
+    from denselab.data.dataset import Dataset
 
 _RUN_FILE = "run.yaml"
 
@@ -35,10 +36,12 @@ def export(
         float | None,
         typer.Option(min=0, max=1, help="Least share of pixels labelled as by torch. [default: fp32 0.999, else 0.97]"),
     ] = None,
-    max_miou_drop: Annotated[float, typer.Option(min=0, max=100, help="Most mIoU points an engine may lose.")] = 1.0,
+    max_score_drop: Annotated[
+        float, typer.Option(min=0, max=100, help="Most points of the main figure an engine may lose (errors: per cent).")
+    ] = 1.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the artifact if it exists.")] = False,
 ) -> None:
-    """Write a checkpoint as one ONNX file: a photo of any size in, class ids at its size out.
+    """Write a checkpoint as one ONNX file: a photo of any size in, the answers at its size out.
 
     The file is compared with the checkpoint on real images in every engine, and not written where they disagree.
     What was compared and measured is printed, and kept in the file. OpenVINO computes in bf16 where the CPU has it;
@@ -57,13 +60,14 @@ def export(
     loaded = load_checkpoint(checkpoint)
     if data is not None:
         dataset = open_dataset(data)
-        check_classes(loaded.classes, dataset)
+        dataset.require(loaded.card.tasks)
+        check_classes(loaded.card.classes, dataset)
     else:
-        dataset = _dataset_of_run(checkpoint, loaded.classes.names)
+        dataset = _dataset_of_run(checkpoint, loaded.card)
     info = describe(loaded, name or out.stem, precision)
     if dataset:
-        parity = from_dataset(dataset, PARITY_SPLITS, images)
-        calibration = from_dataset(dataset, CALIBRATION_SPLITS, calibration_images)
+        parity = from_dataset(dataset, loaded.card.tasks, PARITY_SPLITS, images)
+        calibration = from_dataset(dataset, loaded.card.tasks, CALIBRATION_SPLITS, calibration_images)
     else:
         parity, calibration = from_scenes(0, images), from_scenes(images, calibration_images)
     limits = Limits.of(precision)
@@ -71,12 +75,13 @@ def export(
         limits = Limits(min_agreement, min(min_agreement, limits.default))
     receipt = export_artifact(
         loaded.model,
+        loaded.card.make_tasks(),
         info if licence is None else replace(info, licence=licence),
         out,
         parity,
         calibration,
         network_hw,
-        replace(limits, miou_drop=max_miou_drop / 100),
+        replace(limits, score_drop=max_score_drop / 100),
         overwrite,
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )
@@ -84,19 +89,24 @@ def export(
     print(out)
 
 
-def _dataset_of_run(checkpoint: Path, class_names: tuple[str, ...]) -> "Dataset | None":
-    """The data set that run.yaml beside the checkpoint names, if it still is there and has these classes."""
+def _dataset_of_run(checkpoint: Path, card: "ModelCard") -> "Dataset | None":
+    """The data set that run.yaml beside the checkpoint names, if it still is there and fits the model."""
     from denselab.data.descriptor import open_dataset
+    from denselab.evaluate import check_classes
     from denselab.training.options import FitOptions
 
     run = next(
         (folder / _RUN_FILE for folder in checkpoint.resolve().parents[:2] if (folder / _RUN_FILE).is_file()), None
     )
     try:
-        dataset = open_dataset(FitOptions.load(run)["data"]) if run else None
+        if not run:
+            return None
+        dataset = open_dataset(FitOptions.load(run)["data"])
+        dataset.require(card.tasks)
+        check_classes(card.classes, dataset)
     except (InputError, KeyError):
         return None
-    return dataset if dataset and dataset.classes.names == class_names else None
+    return dataset
 
 
 def _size_hw(size: str | None) -> tuple[int, int] | None:

@@ -34,12 +34,19 @@ def predict(
         str,
         typer.Option(
             help="Largest side the model sees, in px; results keep their size. auto: images over twice as large as "
-            "those it learned from are shrunk to their size; native: never shrink."
+            "those it learned from are shrunk to their size; native: never shrink (but to 3 million px where the "
+            "model does more than semantic labels, for it sees those in one piece)."
         ),
     ] = "auto",
+    min_score: Annotated[
+        float, typer.Option(min=0, max=1, help="Instances of which the model is less sure are dropped.")
+    ] = 0.05,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the engine; its own choice if absent.")] = None,
 ) -> None:
     """Label every pixel of images, and write an overlay, a label PNG and figures (JSON) for each.
+
+    The label PNG holds class ids, or coded segment ids, numbers of objects, millimetres or normals, as the model's
+    task is; a model of several tasks writes a set for each, such as NAME.depth.labels.png.
 
     Exit code 1 when some inputs failed (the others are written, the failures listed at the end), 2 for misuse.
     """
@@ -47,16 +54,19 @@ def predict(
 
     seen_at = _parse_long_side(long_side)
     found, failures = _find(inputs, out)
-    planned = _plan(found, out, _parse_outputs(write))
-    jobs = _spare_existing(planned, overwrite, skip_existing)
-    _make_writable(out)
+    outputs = _parse_outputs(write)
+    stems = _stems(found, out)
+    planned, jobs = [], []
     done: list[Outcome] = []
     start = time.perf_counter()
-    if jobs:
+    if found:
         from denselab._load import load
         from denselab.cli.progress import track
 
-        predictor = load(model, engine, threads, seen_at)
+        predictor = load(model, engine, threads, seen_at, min_score)
+        planned = _plan(found, stems, out, outputs, predictor.info.tasks)
+        jobs = _spare_existing(planned, overwrite, skip_existing)
+        _make_writable(out)
         start = time.perf_counter()
         try:
             for outcome in track(label_files(predictor, jobs), len(jobs), "labelling"):
@@ -64,8 +74,7 @@ def predict(
         except KeyboardInterrupt:
             print(f"interrupted; finished results are in {out}, --skip-existing does the rest", file=sys.stderr)
             raise
-        if seen_at == "auto":
-            _say_what_was_shrunk(done, predictor)
+        _say_what_was_shrunk(done, predictor)
     failures += [_describe(outcome) for outcome in done if outcome.error is not None]
     if len(done) < len(jobs):
         failures.append(f"{len(jobs) - len(done)} more images were not labelled: the disk of {out} is full")
@@ -104,10 +113,8 @@ def _find(inputs: Sequence[str], out: Path) -> tuple[list[FoundImage], list[str]
     return list(found.values()), failures
 
 
-def _plan(found: Sequence[FoundImage], out: Path, outputs: "Sequence[Output]") -> "list[Job]":
+def _stems(found: Sequence[FoundImage], out: Path) -> list[Path]:
     """Name the results after the images: without the suffix, or with it where two would share a name."""
-    from denselab.runtime.pipeline import Job
-
     short = [image.relative.with_suffix("") for image in found]
     times = Counter(_folded(stem) for stem in short)
     stems = [stem if times[_folded(stem)] == 1 else image.relative for stem, image in zip(short, found, strict=True)]
@@ -117,8 +124,19 @@ def _plan(found: Sequence[FoundImage], out: Path, outputs: "Sequence[Output]") -
         if other is not image:
             got = f"{other.path} and {image.path}, which would both become {out / stem}.*"
             raise InputError(f"inputs: wanted distinct results, got {got}; label them into two folders")
+    return stems
+
+
+def _plan(
+    found: Sequence[FoundImage], stems: Sequence[Path], out: Path, outputs: "Sequence[Output]", tasks: Sequence[str]
+) -> "list[Job]":
+    """What to write for every image: every output of every task."""
+    from denselab.runtime.pipeline import Job, ending
+
+    wanted = [(task, output) for task in tasks for output in outputs]
+    joint = len(tasks) > 1
     return [
-        Job(image.path, {output: out / f"{stem}{output.value}" for output in outputs})
+        Job(image.path, {(task, output): out / f"{stem}{ending(task, output, joint)}" for task, output in wanted})
         for stem, image in zip(stems, found, strict=True)
     ]
 
@@ -165,15 +183,27 @@ def _parse_long_side(text: str) -> "LongSide":
 
 
 def _say_what_was_shrunk(done: "Sequence[Outcome]", predictor: "Predictor") -> None:
+    """A note where the model saw less than was there, unless a number was asked for."""
     sizes = [outcome.source_hw for outcome in done if outcome.source_hw]
-    shrunk = [max(hw) for hw in sizes if predictor.seen_hw(hw) != hw]
-    if shrunk and predictor.info.train_hw:
-        images = "1 image" if len(shrunk) == 1 else f"{len(shrunk)} images"
+    shrunk = [max(hw) for hw in sizes if predictor.asked_hw(hw) != hw]
+    cut = [hw for hw in sizes if predictor.seen_hw(hw) != predictor.asked_hw(hw)]
+    if shrunk and predictor.long_side == "auto" and predictor.info.train_hw:
         print(
-            f"note: {images} of up to {max(shrunk)} px seen at {max(predictor.info.train_hw)} px, the size the model "
-            "learned at; --long-side native labels at full size",
+            f"note: {_images(shrunk)} of up to {max(shrunk)} px seen at {max(predictor.info.train_hw)} px, the size "
+            "the model learned at; --long-side native labels at full size",
             file=sys.stderr,
         )
+    if cut:
+        largest = max(cut, key=max)
+        print(
+            f"note: {_images(cut)} of up to {max(largest)} px seen at {max(predictor.seen_hw(largest))} px: "
+            f"{predictor.info.task} is done in one piece, and a larger one would not fit into memory",
+            file=sys.stderr,
+        )
+
+
+def _images(some: Sequence[object]) -> str:
+    return "1 image" if len(some) == 1 else f"{len(some)} images"
 
 
 def _describe(outcome: "Outcome") -> str:

@@ -1,10 +1,8 @@
-"""denselab score: label pictures against the truth, without any model."""
+"""denselab score: predictions in files against the truth in files, without any model."""
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -13,41 +11,194 @@ import typer
 from denselab.errors import InputError
 
 if TYPE_CHECKING:
-    from denselab.metrics import SemanticScore
+    from denselab.scoring.count import Failure, Scored
 
-LABELS, OVERLAY = ".labels", ".overlay"
+TASKS = ("semantic", "panoptic", "instance", "depth", "normals")
+MIN_DEPTH_M, MAX_DEPTH_M = 1e-3, 80.0
 _SHOWN = 10
+_OPTIONS_OF: Mapping[str, tuple[str, ...]] = {
+    "semantic": ("--num-classes", "--ignore", "--names", "--classes", "--confusion", "--boundary"),
+    "panoptic": ("--pred-masks", "--gt-masks", "--boundary"),
+    "instance": (),
+    "depth": ("--scale", "--pred-scale", "--invalid", "--min-depth", "--max-depth", "--align"),
+    "normals": (),
+}
 
 
 def score(
     pred: Annotated[
-        Path, typer.Option(help="Folder of predicted label PNGs: x.labels.png, as predict writes them, or x.png.")
+        Path,
+        typer.Option(
+            help="Predictions. semantic, depth, normals: a folder, as predict writes it (x.labels.png, x.depth.png, "
+            "x.normals.png) or of plain names (x.png, x.npy, x.npz). panoptic: a COCO panoptic JSON. instance: a COCO "
+            "result list."
+        ),
     ],
-    gt: Annotated[Path, typer.Option(help="Folder of true label PNGs, with the same names and subfolders.")],
-    task: Annotated[str, typer.Option(help="What the labels are; today: semantic.")] = "semantic",
+    gt: Annotated[
+        Path, typer.Option(help="The truth: a folder with the same names and subfolders, or a COCO annotation JSON.")
+    ],
+    task: Annotated[str, typer.Option(help=f"What is scored: {', '.join(TASKS)}.")] = "semantic",
     num_classes: Annotated[
-        int | None, typer.Option(min=1, help="Class ids are 0..N-1; default: as many as names.")
+        int | None, typer.Option(min=1, help="semantic: class ids are 0..N-1; default: as many as names.")
     ] = None,
-    ignore: Annotated[str, typer.Option(help="True ids that are not scored, separated by commas.")] = "255",
-    names: Annotated[str | None, typer.Option(help="Class names, separated by commas.")] = None,
+    ignore: Annotated[
+        str | None, typer.Option(help="semantic: true ids that are not scored, separated by commas; default: 255.")
+    ] = None,
+    names: Annotated[str | None, typer.Option(help="semantic: class names, separated by commas.")] = None,
     classes: Annotated[
-        Path | None, typer.Option(help="A dataset.yaml or .json with the names, and ids to ignore too.")
+        Path | None, typer.Option(help="semantic: a dataset.yaml or .json with the names, and ids to ignore too.")
+    ] = None,
+    pred_masks: Annotated[
+        Path | None, typer.Option(help="panoptic: folder of the predicted PNGs; default: PRED without .json.")
+    ] = None,
+    gt_masks: Annotated[
+        Path | None, typer.Option(help="panoptic: folder of the true PNGs; default: GT without .json.")
+    ] = None,
+    scale: Annotated[
+        float | None, typer.Option(help="depth: metres per unit of integer files, e.g. 0.001; floats are metres.")
+    ] = None,
+    pred_scale: Annotated[
+        float | None, typer.Option(help="depth: metres per unit of the predictions, where they differ.")
+    ] = None,
+    invalid: Annotated[
+        str | None, typer.Option(help="depth: stored true values that mean unknown, besides 0, e.g. 65535.")
+    ] = None,
+    min_depth: Annotated[
+        float | None, typer.Option(help=f"depth: nearer true metres do not count; default: {MIN_DEPTH_M:g}.")
+    ] = None,
+    max_depth: Annotated[
+        float | None, typer.Option(help=f"depth: farther true metres do not count; default: {MAX_DEPTH_M:g}.")
+    ] = None,
+    align: Annotated[
+        str | None, typer.Option(help="depth: fit each prediction to its truth first: none, median, scale_shift.")
     ] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write every figure to this file.")] = None,
-    confusion: Annotated[Path | None, typer.Option(help="Draw the confusion matrix to this PNG.")] = None,
+    confusion: Annotated[Path | None, typer.Option(help="semantic: draw the confusion matrix to this PNG.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that read and count.")] = 1,
-    boundary: Annotated[bool, typer.Option(help="Measure boundary IoU as well.")] = True,
-    allow_missing: Annotated[bool, typer.Option(help="Score what matches; leave out files without a partner.")] = False,
+    boundary: Annotated[
+        bool | None,
+        typer.Option(help="Count by boundaries as well; default: semantic yes, panoptic no."),
+    ] = None,
+    allow_missing: Annotated[bool, typer.Option(help="Score what matches; leave out what has no partner.")] = False,
 ) -> None:
-    """Score predicted label PNGs (pixel value or palette index = class id) against the truth.
+    """Score predictions in files against the truth, for the whole data set.
 
-    Counts are taken over the whole data set. A pair that cannot be scored is listed and left out, and the exit code
-    is 1.
+    A file or image that cannot be scored is listed and left out, and the exit code is 1.
     """
-    from denselab.metrics import SemanticScore
+    from denselab.cli.progress import track
+    from denselab.metrics.depth import Align
 
-    if task != "semantic":
-        raise InputError(f"--task: wanted semantic, the only task that can be scored today, got {task}")
+    if task not in TASKS:
+        raise InputError(f"--task: wanted one of {', '.join(TASKS)}, got {task}")
+    given = {
+        "--num-classes": num_classes, "--ignore": ignore, "--names": names, "--classes": classes,
+        "--confusion": confusion, "--boundary": boundary, "--pred-masks": pred_masks, "--gt-masks": gt_masks,
+        "--scale": scale, "--pred-scale": pred_scale, "--invalid": invalid, "--min-depth": min_depth,
+        "--max-depth": max_depth, "--align": align,
+    }  # fmt: skip
+    _refuse_strange(task, [option for option, value in given.items() if value is not None])
+
+    match task:
+        case "semantic":
+            from denselab.scoring.semantic import score_semantic
+
+            class_names, ignored = _read_class_options(num_classes, names, classes, "255" if ignore is None else ignore)
+            scored = score_semantic(
+                pred, gt, class_names, ignored, boundary is not False, jobs, allow_missing, track
+            )  # fmt: skip
+        case "panoptic":
+            from denselab.scoring.panoptic import PanopticFiles, score_panoptic
+
+            scored = score_panoptic(
+                PanopticFiles(pred, pred_masks), PanopticFiles(gt, gt_masks), bool(boundary), jobs, allow_missing, track
+            )
+        case "instance":
+            from denselab.scoring.instance import score_instance
+
+            scored = score_instance(pred, gt, allow_missing)
+        case "depth":
+            from denselab.scoring.depth import DepthScale, parse_invalid, score_depth
+
+            if align is not None and align not in {how.value for how in Align}:
+                raise InputError(f"--align: wanted {', '.join(how.value for how in Align)}, got {align}")
+            scored = score_depth(
+                pred,
+                gt,
+                DepthScale(scale, pred_scale, parse_invalid((invalid or "").split(","))),
+                MIN_DEPTH_M if min_depth is None else min_depth,
+                MAX_DEPTH_M if max_depth is None else max_depth,
+                Align(align or "none"),
+                jobs,
+                allow_missing,
+                track,
+            )
+        case _:
+            from denselab.scoring.normals import score_normals
+
+            scored = score_normals(pred, gt, jobs, allow_missing, track)
+
+    if scored.counted:
+        _report(task, scored, json_out)
+        if confusion is not None:
+            _draw(scored, confusion)
+    _end(scored.failures, scored.counted)
+
+
+def _refuse_strange(task: str, given: Iterable[str]) -> None:
+    """Raise InputError for an option that the task does not have."""
+    for option in given:
+        if option not in _OPTIONS_OF[task]:
+            tasks = " and ".join(name for name in TASKS if option in _OPTIONS_OF[name])
+            raise InputError(f"{option}: wanted only with --task {tasks}, got it with {task}; leave it out")
+
+
+def _report(task: str, scored: "Scored", json_out: Path | None) -> None:
+    left_out = f", {len(scored.unmatched)} {_LEFT_OUT[task]} left out" if scored.unmatched else ""
+    print(f"{scored.figures.to_text(scored.class_names)}\n\n{scored.counted} {_COUNTED[task]}{left_out}")
+    if json_out is not None:
+        report: dict[str, Any] = {
+            "task": task,
+            "pairs": scored.counted,
+            **scored.settings,
+            **scored.figures.to_dict(scored.class_names),
+            "failed": [vars(failure) for failure in scored.failures],
+            "unmatched": list(scored.unmatched),
+        }
+        _write(json_out, lambda path: path.write_text(json.dumps(report, indent=1) + "\n", "utf-8"))
+
+
+_COUNTED = {"instance": "images"} | dict.fromkeys(("semantic", "panoptic", "depth", "normals"), "pairs")
+_LEFT_OUT = {
+    "panoptic": "images without a partner",
+    "instance": "images or categories without a partner",
+} | dict.fromkeys(("semantic", "depth", "normals"), "files without a partner")
+
+
+def _draw(scored: "Scored", path: Path) -> None:
+    from denselab.metrics.draw import confusion_picture
+    from denselab.metrics.semantic import SemanticFigures
+
+    assert isinstance(scored.figures, SemanticFigures)
+    picture = confusion_picture(scored.figures.confusion, scored.class_names or ())
+    _write(path, lambda partial: picture.save(partial, "PNG"))
+
+
+def _end(failures: "Sequence[Failure]", counted: int) -> None:
+    """List what could not be scored, and exit with 1 if anything."""
+    if failures:
+        total = counted + len(failures)
+        print(f"{len(failures)} of {total} pairs could not be scored:", file=sys.stderr)
+        for failure in failures[:_SHOWN]:
+            print(f"  {failure.name}: {failure.error}", file=sys.stderr)
+        if len(failures) > _SHOWN:
+            print(f"  and {len(failures) - _SHOWN} more", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+def _read_class_options(
+    num_classes: int | None, names: str | None, classes: Path | None, ignore: str
+) -> tuple[list[str], list[int]]:
+    """Class names and ignored ids that the options of semantic say."""
     ignored = _parse_ids(ignore)
     class_names = None if names is None else [name.strip() for name in names.split(",")]
     if classes is not None:
@@ -56,126 +207,7 @@ def score(
         class_names, also_ignored = _read_classes(classes)
         ignored = sorted({*ignored, *also_ignored})
     num_classes = _class_count(num_classes, class_names)
-    class_names = class_names or [str(class_id) for class_id in range(num_classes)]
-
-    pairs, unmatched = _match(pred, gt)
-    if unmatched and not allow_missing:
-        raise InputError(
-            f"{_listed('files without a partner', unmatched)}; add them, or leave them out: --allow-missing"
-        )
-    counted = SemanticScore(num_classes, ignored, boundary)
-    failures = _count(pairs, counted, jobs)
-
-    if len(failures) < len(pairs):
-        figures = counted.compute()
-        left_out = f", {len(unmatched)} files without a partner left out" if unmatched else ""
-        print(f"{figures.to_text(class_names)}\n\n{len(pairs) - len(failures)} pairs{left_out}")
-        if json_out is not None:
-            report: dict[str, Any] = {
-                "task": task,
-                "pairs": len(pairs) - len(failures),
-                "ignore": ignored,
-                **figures.to_dict(class_names),
-                "failed": [{"name": name, "error": error} for name, error in failures],
-                "unmatched": unmatched,
-            }
-            _write(json_out, lambda path: path.write_text(json.dumps(report, indent=1) + "\n", "utf-8"))
-        if confusion is not None:
-            from denselab.metrics.draw import confusion_picture
-
-            picture = confusion_picture(figures.confusion, class_names)
-            _write(confusion, lambda path: picture.save(path, "PNG"))
-    if failures:
-        print(f"{len(failures)} of {len(pairs)} pairs could not be scored:", file=sys.stderr)
-        for name, error in failures[:_SHOWN]:
-            print(f"  {name}: {error}", file=sys.stderr)
-        if len(failures) > _SHOWN:
-            print(f"  and {len(failures) - _SHOWN} more", file=sys.stderr)
-        raise typer.Exit(1)
-
-
-@dataclass(frozen=True)
-class LabelPair:
-    """A predicted and a true label file; name: their path below both folders, without suffix."""
-
-    name: str
-    pred: Path
-    truth: Path
-
-
-def _match(pred: Path, gt: Path) -> tuple[list[LabelPair], list[str]]:
-    """Pairs by relative stem, and the files of either folder that found no partner."""
-    preds, truths = _label_files("--pred", pred), _label_files("--gt", gt)
-    pairs = [LabelPair(name, preds[name], truths[name]) for name in truths if name in preds]
-    unmatched = [str(truths[name]) for name in truths if name not in preds]
-    unmatched += [str(preds[name]) for name in preds if name not in truths]
-    if not pairs:
-        raise InputError(
-            f"--pred, --gt: wanted files of the same name in both folders, got e.g. {preds[min(preds)]} and "
-            f"{truths[min(truths)]}; name the folders whose contents correspond"
-        )
-    return pairs, unmatched
-
-
-def _label_files(option: str, folder: Path) -> dict[str, Path]:
-    """Label PNGs below a folder by relative stem; x.labels.png stands for x, also beside the photo x.png."""
-    if not folder.is_dir():
-        raise InputError(f"{option}: wanted a folder of label PNGs, got {folder}, which is no folder; check the path")
-    found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder).with_suffix("")
-        hidden = any(part.startswith(".") for part in relative.parts)
-        if path.suffix.lower() != ".png" or relative.suffix == OVERLAY or hidden:
-            continue
-        if relative.suffix == LABELS:
-            found[relative.with_suffix("").as_posix()] = path
-        else:
-            found.setdefault(relative.as_posix(), path)
-    if not found:
-        raise InputError(f"{option}: wanted a folder of label PNGs, got {folder}, which holds none; check the path")
-    return found
-
-
-def _count(pairs: Sequence[LabelPair], total: "SemanticScore", jobs: int) -> list[tuple[str, str]]:
-    """Add every pair to `total`; returns name and error of those that could not be counted."""
-    from denselab.cli.progress import track
-
-    failures: list[tuple[str, str]] = []
-    counting = partial(_count_pair, num_classes=total.num_classes, ignore=total.ignore, boundary=total.boundary)
-    results = track(_counted(counting, pairs, jobs), len(pairs), "score")
-    for pair, result in zip(pairs, results, strict=True):
-        if isinstance(result, str):
-            failures.append((pair.name, result))
-        else:
-            total.merge(result)
-    return failures
-
-
-def _count_pair(pair: LabelPair, num_classes: int, ignore: Sequence[int], boundary: bool) -> "SemanticScore | str":
-    """The counts of one pair, or what is wrong with it."""
-    from denselab.metrics import SemanticScore
-    from denselab.runtime.images import open_labels
-
-    counted = SemanticScore(num_classes, ignore, boundary)
-    try:
-        counted.update(open_labels(pair.pred), open_labels(pair.truth))
-    except InputError as error:
-        return str(error)
-    return counted
-
-
-def _counted(
-    counting: Callable[[LabelPair], "SemanticScore | str"], pairs: Sequence[LabelPair], jobs: int
-) -> "Iterator[SemanticScore | str]":
-    """The result of every pair in order, from this process or from `jobs` others."""
-    if jobs == 1:
-        yield from map(counting, pairs)
-        return
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
-
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(counting, pairs, chunksize=8)
+    return class_names or [str(class_id) for class_id in range(num_classes)], ignored
 
 
 def _parse_ids(text: str) -> list[int]:
@@ -236,8 +268,3 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
             write(partial_path)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error}); choose another path") from error
-
-
-def _listed(what: str, items: Sequence[str]) -> str:
-    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
-    return f"{len(items)} {what}: {', '.join(items[:_SHOWN])}{more}"

@@ -1,128 +1,142 @@
-"""Which mask belongs to which image, and in which split: folders and file names only, no pixel is read."""
+"""Which truth belongs to which image, and in which split: folders and file names only, no pixel is read."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from denselab.data.dataset import LeftOut
+from denselab.data.depth import DEPTH_SUFFIXES
+from denselab.data.description import FROM_DEPTH, Description
+from denselab.data.splits import SPLITS, split_named
 from denselab.errors import InputError
 from denselab.files import IMAGE_SUFFIXES
 
-SPLIT_OF_FOLDER = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
-IMAGE_FOLDERS = ("images", "image", "imgs", "JPEGImages")
-MASK_FOLDERS = ("masks", "mask", "labels", "label", "annotations", "gt", "SegmentationClass")
 MASK_SUFFIXES = frozenset({".png", ".bmp", ".tif", ".tiff"})
 """Formats that keep ids exactly; a JPEG changes them."""
 
-MASK_STEM_ENDINGS = ("", "_mask", "_L", "_label", "_labels", "_labelIds", "_gt", "_seg")
-"""What may follow the image's stem in the name of its mask."""
-
-VAL_SHARE = 0.1
+_MASK_ENDINGS = ("", "_mask", "_L", "_label", "_labels", "_labelIds", "_gt", "_seg")
 
 
 @dataclass(frozen=True)
-class Pair:
-    """An image file and the mask file that labels it."""
+class FileKind:
+    """What a file may be of an image.
 
+    key: in the descriptor; word: for messages; folders: the usual names of its folder; endings: what may follow the
+    image's stem in its name.
+    """
+
+    key: str
+    word: str
+    folders: tuple[str, ...]
+    suffixes: frozenset[str]
+    endings: tuple[str, ...]
+
+
+IMAGES = FileKind("images", "image", ("images", "image", "imgs", "rgb", "JPEGImages"), IMAGE_SUFFIXES, ("",))
+MASKS = FileKind(
+    "masks",
+    "mask",
+    ("masks", "mask", "labels", "label", "annotations", "gt", "SegmentationClass"),
+    MASK_SUFFIXES,
+    _MASK_ENDINGS,
+)
+INSTANCES = FileKind(
+    "instances",
+    "instance map",
+    ("instances", "instance_ids", "instanceIds"),
+    MASK_SUFFIXES,
+    (*_MASK_ENDINGS, "_instances", "_instanceIds"),
+)
+DEPTH = FileKind("depth", "depth map", ("depth", "depths"), DEPTH_SUFFIXES, ("", "_depth"))
+NORMALS = FileKind("normals", "normal map", ("normals", "normal"), DEPTH_SUFFIXES, ("", "_normal", "_normals"))
+TRUTHS = (MASKS, INSTANCES, DEPTH, NORMALS)
+
+
+@dataclass(frozen=True)
+class Files:
+    """An image file and the files of its truths. name: its path below the image folder, without suffix."""
+
+    name: str
     image: Path
-    mask: Path
+    truths: Mapping[FileKind, Path]
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Pairs per split in order of their names, the files without a partner, and remarks for the user."""
+class FoundFiles:
+    """Files per split in order of their names, those left out, and remarks for the user."""
 
-    pairs: Mapping[str, tuple[Pair, ...]]
-    images_without_mask: tuple[Path, ...]
-    masks_without_image: tuple[Path, ...]
+    splits: Mapping[str, tuple[Files, ...]]
+    kinds: frozenset[FileKind]
+    left_out: tuple[LeftOut, ...]
     notes: tuple[str, ...]
 
 
-def find_layout(root: Path, images: str | None = None, masks: str | None = None) -> Layout:
-    """Pair the files of `images/{split}` + `masks/{split}`, `{split}/images` + `{split}/masks`, or `images` + `masks`.
+@dataclass(frozen=True)
+class _Place:
+    """A folder; before, after: what a pattern wants before and after the name of a file in it."""
 
-    images, masks: the folders' names; without them IMAGE_FOLDERS and MASK_FOLDERS are tried. Splits are train, val
-    (also valid, validation) and test, each with or without a year (val2017); subfolders below are followed. An
-    image's mask has the image's stem, or that followed by one of MASK_STEM_ENDINGS. Without a val split (or without
-    any split folder) 10 % of the train images become val, see `carve_validation`. Raises InputError where no pair is
-    found.
+    folder: Path
+    before: str = ""
+    after: str | None = None
+
+    def __str__(self) -> str:
+        return str(self.folder if self.after is None else self.folder / f"{self.before}*{self.after}")
+
+
+_Places = dict[FileKind, _Place]
+
+
+def find_files(described: Description) -> FoundFiles:
+    """Match the files of `images/{split}` + `masks/{split}`, `{split}/images` + `{split}/masks`, or `images` + `masks`.
+
+    The same for instances, depth and normals. A folder is named in the descriptor (also as a pattern with one *,
+    `data/*.color.jpg`), or has one of the usual names. Splits are train, val (also valid, validation) and test, each
+    with or without a year (val2017); subfolders below are followed. A truth has the image's stem, or that followed by
+    one of the endings of its kind. Images that lack a truth which others have are left out. Raises InputError where
+    no image has one.
     """
-    if not root.is_dir():
-        raise InputError(f"{root}: wanted a data folder, got {'a file' if root.exists() else 'no such folder'}")
-    folders, notes = _split_folders(root, images, masks)
-    pairs: dict[str, tuple[Pair, ...]] = {}
-    lone_images: list[Path] = []
-    lone_masks: list[Path] = []
-    for split, (image_folder, mask_folder) in folders.items():
-        found, without_mask, without_image = _pair_files(image_folder, mask_folder)
-        lone_images += without_mask
-        lone_masks += without_image
+    places, notes = _places_by_split(described)
+    splits: dict[str, tuple[Files, ...]] = {}
+    left_out: list[LeftOut] = []
+    for split, of_kind in places.items():
+        found, without_partner = _match(of_kind)
+        left_out += without_partner
         if found:
-            pairs[split] = found
-    if not pairs:
-        raise InputError(_no_pairs(root, folders, lone_images, lone_masks))
-    if "train" in pairs and "val" not in pairs and len(pairs["train"]) > 1:
-        pairs = carve_validation(pairs, folders["train"][0])
-        notes.append(
-            f"no val split: {len(pairs['val'])} of {len(pairs['train']) + len(pairs['val'])} train images, "
-            "chosen by a hash of their names, are held out as val"
-        )
-    if lone_images:
-        notes.append(f"images without a mask are left out: {len(lone_images)}, such as {lone_images[0]}")
-    if lone_masks:
-        notes.append(f"masks without an image are left out: {len(lone_masks)}, such as {lone_masks[0]}")
-    return Layout(pairs, tuple(lone_images), tuple(lone_masks), tuple(notes))
+            splits[split] = found
+    if not splits:
+        raise InputError(_nothing_matches(described.root, places, left_out))
+    for missing in dict.fromkeys(lone.missing for lone in left_out):
+        lone = [each.path for each in left_out if each.missing == missing]
+        what = "truths without an image" if missing == IMAGES.word else f"images without a {missing}"
+        notes.append(f"{what} are left out: {len(lone)}, such as {lone[0]}")
+    kinds = frozenset(kind for of_kind in places.values() for kind in of_kind if kind is not IMAGES)
+    return FoundFiles(splits, kinds, tuple(left_out), tuple(notes))
 
 
-def carve_validation(pairs: Mapping[str, tuple[Pair, ...]], image_folder: Path) -> dict[str, tuple[Pair, ...]]:
-    """Move about 10 % of train into val: the images whose name hashes low, at least one, never all.
-
-    The name is the path below `image_folder` without its suffix (in a flat folder: the stem), hashed with SHA-1, so
-    every machine chooses the same ones and an added image moves no other (while at least one hashes below 10 %).
-    Neighbouring frames of one video land on both sides: give such data split folders of its own.
-    """
-
-    def place(pair: Pair) -> float:
-        name = pair.image.relative_to(image_folder).with_suffix("").as_posix()
-        return int.from_bytes(hashlib.sha1(name.encode(), usedforsecurity=False).digest()[:8]) / 2**64
-
-    train = sorted(pairs["train"], key=place)
-    count = min(max(1, sum(place(pair) < VAL_SHARE for pair in train)), len(train) - 1)
-    val = set(train[:count])
-    kept = tuple(pair for pair in pairs["train"] if pair not in val)
-    held_out = tuple(pair for pair in pairs["train"] if pair in val)
-    return {"train": kept, "val": held_out, **{split: pairs[split] for split in pairs if split != "train"}}
-
-
-def _split_folders(root: Path, images: str | None, masks: str | None) -> tuple[dict[str, tuple[Path, Path]], list[str]]:
-    """The image folder and the mask folder of each split."""
-    outer = {
-        split: folder for split, folder in _splits_in(root).items() if _pick(folder, images, IMAGE_FOLDERS, "image")
-    }
+def _places_by_split(described: Description) -> tuple[dict[str, _Places], list[str]]:
+    """Where each kind of file of each split lies."""
+    root = described.root
+    outer = {split: folder for split, folder in splits_in(root).items() if _pick(folder, IMAGES, described)}
     if outer:
-        return {split: _image_and_mask_folder(folder, images, masks) for split, folder in outer.items()}, []
-    image_folder, mask_folder = _image_and_mask_folder(root, images, masks)
-    inner = _splits_in(image_folder)
+        return {split: _places(folder, described) for split, folder in outer.items()}, []
+    places = _places(root, described)
+    image_place = places[IMAGES]
+    inner = splits_in(image_place.folder) if image_place.after is None else {}
     if not inner:
-        return {"train": (image_folder, mask_folder)}, []
-    mask_splits = _splits_in(mask_folder)
-    folders = {split: (folder, mask_splits.get(split, mask_folder / split)) for split, folder in inner.items()}
-    stray = sum(path.suffix.lower() in IMAGE_SUFFIXES for path in image_folder.iterdir())
-    return folders, [f"images outside the split folders of {image_folder} are left out: {stray}"] if stray else []
+        return {"train": places}, []
+    by_split: dict[str, _Places] = {}
+    for split, folder in inner.items():
+        by_split[split] = {kind: _below(place, split) for kind, place in places.items()} | {IMAGES: _Place(folder)}
+    stray = sum(path.suffix.lower() in IMAGE_SUFFIXES for path in image_place.folder.iterdir())
+    folder = image_place.folder
+    return by_split, [f"images outside the split folders of {folder} are left out: {stray}"] if stray else []
 
 
-def _splits_in(folder: Path) -> dict[str, Path]:
+def splits_in(folder: Path) -> dict[str, Path]:
+    """The folders in a folder that are named like splits, in the order train, val, test."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        split = SPLIT_OF_FOLDER.get(path.name.lower().rstrip("0123456789"))
+        split = split_named(path.name)
         if split is None or not path.is_dir():
             continue
         if split in found:
@@ -130,50 +144,80 @@ def _splits_in(folder: Path) -> dict[str, Path]:
                 f"{folder}: wanted one {split} folder, got {found[split].name} and {path.name}; merge them"
             )
         found[split] = path
-    return {split: found[split] for split in ("train", "val", "test") if split in found}
+    return {split: found[split] for split in SPLITS if split in found}
 
 
-def _image_and_mask_folder(root: Path, images: str | None, masks: str | None) -> tuple[Path, Path]:
-    image_folder = _pick(root, images, IMAGE_FOLDERS, "image")
-    mask_folder = _pick(root, masks, MASK_FOLDERS, "mask")
-    if image_folder and mask_folder:
-        return image_folder, mask_folder
-    kind, names = ("masks", masks or MASK_FOLDERS[0]) if image_folder else ("images", images or IMAGE_FOLDERS[0])
-    holds = ", ".join(sorted(path.name for path in root.iterdir())[:8]) or "nothing"
+def _below(place: _Place, split: str) -> _Place:
+    if place.after is not None:
+        return place
+    return _Place(splits_in(place.folder).get(split, place.folder / split))
+
+
+def _places(base: Path, described: Description) -> _Places:
+    found = {kind: place for kind in (IMAGES, *TRUTHS) if (place := _pick(base, kind, described))}
+    named = [kind for kind in (IMAGES, *TRUTHS) if described.folder(kind.key) not in (None, FROM_DEPTH)]
+    missing = IMAGES if IMAGES not in found else next((kind for kind in named if kind not in found), None)
+    if missing is None and len(found) == 1:
+        missing = MASKS
+    if missing is None:
+        return found
+    name = described.folder(missing.key) or missing.folders[0]
+    holds = ", ".join(sorted(path.name for path in base.iterdir())[:8]) or "nothing"
     raise InputError(
-        f"{root}: wanted a folder of {kind} ({names}/, or {names}/train and so on, or train/{names}), got {holds}; "
-        f"move the files there, or name the folder in {root / 'dataset.yaml'} ({kind}: FOLDER)"
+        f"{base}: wanted a folder of {missing.key} ({name}/, or {name}/train and so on, or train/{name}), got {holds}; "
+        f"move the files there, or name the folder in {described.source} ({missing.key}: FOLDER)"
     )
 
 
-def _pick(root: Path, given: str | None, usual: tuple[str, ...], kind: str) -> Path | None:
-    found = [root / name for name in ((given,) if given else usual) if (root / name).is_dir()]
+def _pick(base: Path, kind: FileKind, described: Description) -> _Place | None:
+    given = described.folder(kind.key)
+    if given is not None and "*" in given:
+        folder, _, pattern = given.rpartition("/")
+        before, _, after = pattern.partition("*")
+        return _Place(base / folder, before, after) if (base / folder).is_dir() else None
+    taken = {described.folder(other.key) for other in (IMAGES, *TRUTHS) if other is not kind}
+    names = (given,) if given is not None else tuple(name for name in kind.folders if name not in taken)
+    found = [base / name for name in names if (base / name).is_dir()]
     if len(found) > 1:
         raise InputError(
-            f"{root}: wanted one {kind} folder, got {' and '.join(path.name for path in found)}; "
-            f"say which in {root / 'dataset.yaml'} ({kind}s: {found[0].name})"
+            f"{base}: wanted one {kind.word} folder, got {' and '.join(path.name for path in found)}; "
+            f"say which in {described.source} ({kind.key}: {found[0].name})"
         )
-    return found[0] if found else None
+    return _Place(found[0]) if found else None
 
 
-def _pair_files(image_folder: Path, mask_folder: Path) -> tuple[tuple[Pair, ...], list[Path], list[Path]]:
-    """Pairs, images without a mask, masks without an image."""
-    images = _by_name(image_folder, IMAGE_SUFFIXES)
-    masks = _by_name(mask_folder, MASK_SUFFIXES)
-    mask_of = {name: mask for name in images if (mask := _mask_of(name, masks))}
-    used = set(mask_of.values())
+def _match(places: _Places) -> tuple[tuple[Files, ...], list[LeftOut]]:
+    """Images with all their truths, and the files without a partner."""
+    images = _by_name(places[IMAGES], IMAGES)
+    truths: dict[FileKind, dict[str, Path]] = {}
+    left_out: list[LeftOut] = []
+    for kind, place in places.items():
+        if kind is IMAGES:
+            continue
+        files = _by_name(place, kind)
+        truths[kind] = {name: path for name in images if (path := _partner(name, files, kind))}
+        left_out += [LeftOut(image, kind.word) for name, image in images.items() if name not in truths[kind]]
+        used = set(truths[kind].values())
+        left_out += [LeftOut(path, IMAGES.word) for path in files.values() if path not in used]
+    whole = [name for name in images if all(name in of_kind for of_kind in truths.values())]
     return (
-        tuple(Pair(images[name], mask) for name, mask in mask_of.items()),
-        [image for name, image in images.items() if name not in mask_of],
-        [mask for mask in masks.values() if mask not in used],
+        tuple(Files(name, images[name], {kind: of_kind[name] for kind, of_kind in truths.items()}) for name in whole),
+        left_out,
     )
 
 
-def _mask_of(name: str, masks: Mapping[str, Path]) -> Path | None:
-    return next((masks[name + ending] for ending in MASK_STEM_ENDINGS if name + ending in masks), None)
+def _partner(name: str, files: Mapping[str, Path], kind: FileKind) -> Path | None:
+    return next((files[name + ending] for ending in kind.endings if name + ending in files), None)
 
 
-def _by_name(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
+def _by_name(place: _Place, kind: FileKind) -> dict[str, Path]:
+    if place.after is None:
+        return files_below(place.folder, kind.suffixes)
+    cut = slice(len(place.before), -len(place.after) or None)
+    return {path.name[cut]: path for path in sorted(place.folder.glob(f"{place.before}*{place.after}"))}
+
+
+def files_below(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
     """Files below a folder by their relative path without suffix, in order of it; hidden ones are left out."""
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
@@ -187,15 +231,16 @@ def _by_name(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
     return found
 
 
-def _no_pairs(
-    root: Path, folders: Mapping[str, tuple[Path, Path]], lone_images: list[Path], lone_masks: list[Path]
-) -> str:
-    where = ", ".join(f"{images} + {masks}" for images, masks in folders.values())
-    if not lone_images:
-        return f"{root}: wanted images, got an empty dataset: no image in {where}; put images and masks there"
-    kinds = " ".join(sorted(MASK_SUFFIXES))
-    first_mask = f", the first mask {lone_masks[0].name}: give both one stem" if lone_masks else ""
+def _nothing_matches(root: Path, places: Mapping[str, _Places], left_out: list[LeftOut]) -> str:
+    where = ", ".join(" + ".join(str(place) for place in of_kind.values()) for of_kind in places.values())
+    kinds = [kind for kind in next(iter(places.values())) if kind is not IMAGES]
+    images = [lone for lone in left_out if lone.missing != IMAGES.word]
+    if not images:
+        return f"{root}: wanted images, got an empty dataset: no image in {where}; put images and {kinds[0].key} there"
+    suffixes = " ".join(sorted(kinds[0].suffixes))
+    truths = [lone.path for lone in left_out if lone.missing == IMAGES.word]
+    first_truth = f", the first {kinds[0].word} {truths[0].name}: give both one stem" if truths else ""
     return (
-        f"{root}: wanted a mask ({kinds}) for every image, got none for any of {len(lone_images)} in {where}; "
-        f"the first image is {lone_images[0].name}{first_mask}"
+        f"{root}: wanted a {kinds[0].word} ({suffixes}) for every image, got none for any of "
+        f"{len({lone.path for lone in images})} in {where}; the first image is {images[0].path.name}{first_truth}"
     )

@@ -11,17 +11,19 @@ from onnx import ModelProto
 from denselab.errors import InputError
 from denselab.export.examples import Examples
 from denselab.export.graph import ArtifactGraph, to_onnx
-from denselab.export.parity import Limits, Receipt, check, labels_of, measure, open_engines
+from denselab.export.parity import Limits, Receipt, check, measure, open_engines
 from denselab.export.precision import Precision
 from denselab.export.quantize import quantize_int8, store_bf16
 from denselab.export.torch_session import TorchSession
 from denselab.files import atomic_path
-from denselab.model import DensePredictor
+from denselab.model import Model
 from denselab.runtime.artifact import METADATA_KEY, ArtifactInfo, read_info
+from denselab.tasks.task import Task
 
 
 def export_artifact(
-    model: DensePredictor,
+    model: Model,
+    tasks: tuple[Task, ...],
     info: ArtifactInfo,
     out: Path,
     parity: Examples,
@@ -31,7 +33,7 @@ def export_artifact(
     overwrite: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> Receipt:
-    """Write `out` if, and only if, it labels the parity photos as `model` does; what was there stays otherwise.
+    """Write `out` if, and only if, it answers the parity photos as `model` does; what was there stays otherwise.
 
     info: what the artifact says about itself; its `precision` is made, its `receipt` is filled in. calibration: for
     int8. network_hw: see ArtifactGraph. limits: default Limits.of(precision). say: is told what happens.
@@ -39,7 +41,7 @@ def export_artifact(
     """
     check_target(out, overwrite)
     precision = Precision(info.precision)
-    graph = ArtifactGraph(model, network_hw)
+    graph = ArtifactGraph(model, tasks, network_hw)
     reference = TorchSession(graph)
     say("tracing the model")
     onnx_model = to_onnx(graph)
@@ -55,7 +57,7 @@ def export_artifact(
         with TemporaryDirectory() as folder:
             draft = Path(folder) / out.name
             draft.write_bytes(onnx_model.SerializeToString())
-            measured = measure(draft, reference, parity, len(info.classes))
+            measured = measure(draft, reference, parity, info.classes)
             check(measured, limits or Limits.of(precision))
             with atomic_path(out) as partial:
                 receipt = _write(onnx_model, info, lambda size: Receipt(**vars(measured), file_bytes=size), partial)
@@ -96,9 +98,8 @@ def _write(model: ModelProto, info: ArtifactInfo, receipt_of: Callable[[int], Re
 def _check_file(path: Path, draft: Path, receipt: Receipt, parity: Examples) -> None:
     """Open the file as a user will, and compare it with the draft that was measured."""
     recorded = read_info(path).receipt["file_bytes"]
-    first = Examples(parity.source, parity.images[:1])
     engines = open_engines(path, receipt.threads)
     for name, session in open_engines(draft, receipt.threads).items():
-        (wanted,), (got,) = labels_of(session, first), labels_of(engines[name], first)
-        if recorded != path.stat().st_size or (wanted != got).any():
+        wanted, got = session.run(parity.images[0]), engines[name].run(parity.images[0])
+        if recorded != path.stat().st_size or any((wanted[key] != got[key]).any() for key in wanted):
             raise RuntimeError(f"{path}: what was written is not what was measured ({name})")

@@ -1,4 +1,4 @@
-"""The whole way from a uint8 photo to class ids: as one torch module, and as an ONNX graph."""
+"""The whole way from a uint8 photo to the answers of all tasks: as one torch module, and as an ONNX graph."""
 
 import warnings
 
@@ -9,36 +9,43 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from denselab.errors import InputError
-from denselab.model import DensePredictor
-from denselab.tasks.semantic import decode, logits_at_source
+from denselab.model import Model, head_outputs
+from denselab.tasks.task import Task
 
 OPSET = 20
 
 
 class ArtifactGraph(nn.Module):
-    """image: uint8 [1, H, W, 3] RGB of any size -> class ids uint8 [1, H, W].
+    """image: uint8 [1, H, W, 3] RGB of any size -> the answers of the tasks at that size, in the order of `outputs`.
 
     network_hw: fixed size in px at which the network runs, for models that cannot be traced at a dynamic size;
-    the photo is resized to it, and the scores are resized back. None: it runs at H, W.
+    the photo is resized to it, and what the masks say is resized back. None: it runs at H, W.
     """
 
-    def __init__(self, model: DensePredictor, network_hw: tuple[int, int] | None = None) -> None:
+    def __init__(self, model: Model, tasks: tuple[Task, ...], network_hw: tuple[int, int] | None = None) -> None:
         super().__init__()
         self.model = model
+        self.tasks = tasks
         self.network_hw = network_hw
 
-    def forward(self, image: UInt8[Tensor, "1 H W 3"]) -> UInt8[Tensor, "1 H W"]:
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of what `forward` returns."""
+        return tuple(name for task in self.tasks for name in task.outputs)
+
+    def forward(self, image: UInt8[Tensor, "1 H W 3"]) -> tuple[Tensor, ...]:
         source_hw = (image.shape[1], image.shape[2])
         pixels = image.permute(0, 3, 1, 2).float() / 255
-        if self.network_hw is None:
-            return decode(self.model(pixels), self.model.spec, source_hw)
-        pixels = F.interpolate(pixels, size=self.network_hw, mode="bilinear", align_corners=False)
-        scores = logits_at_source(self.model(pixels), self.model.spec, self.network_hw)
-        return F.interpolate(scores, size=source_hw, mode="bilinear", align_corners=False).argmax(dim=1).byte()
+        if self.network_hw is not None:
+            pixels = F.interpolate(pixels, size=self.network_hw, mode="bilinear", align_corners=False)
+        heads = head_outputs(self.model, tuple(task.name for task in self.tasks), pixels)
+        return tuple(
+            answer for task in self.tasks for answer in task.decode(*heads[task.name], source_hw, self.network_hw)
+        )
 
 
 def to_onnx(graph: ArtifactGraph) -> ModelProto:
-    """Input `image`, output `class_ids`, height and width dynamic; batch norm is folded into convolutions.
+    """Input `image`, height and width dynamic, and the graph's outputs; batch norm is folded into convolutions.
 
     Raises InputError for a model that torch cannot trace so.
     """
@@ -54,7 +61,7 @@ def to_onnx(graph: ArtifactGraph) -> ModelProto:
                 dynamo=True,
                 dynamic_shapes={"image": size},
                 input_names=["image"],
-                output_names=["class_ids"],
+                output_names=list(graph.outputs),
                 opset_version=OPSET,
                 verbose=False,
             )

@@ -1,43 +1,49 @@
-"""Does the file say what the model says? Labels, scores and milliseconds of every engine, side by side."""
+"""Does the file say what the model says? Answers, scores and milliseconds of every engine, side by side."""
 
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from denselab.classes import VOID
+from denselab.classes import Classes
+from denselab.data.truth import Truth
 from denselab.errors import InputError
 from denselab.export.examples import Examples
 from denselab.export.precision import Precision
 from denselab.export.torch_session import TorchSession
-from denselab.metrics.semantic import SemanticScore
+from denselab.metrics.headline import Headline
+from denselab.runtime.answers import to_result
 from denselab.runtime.session import OpenVinoSession, Session, open_session
+from denselab.task_scores import count, new_score
 
-Labels = tuple[NDArray[np.uint8], ...]
+Answers = Mapping[str, NDArray[Any]]
+"""What a session returns of one photo."""
 
 OPENVINO_F32 = "openvino in fp32"
 _MEND = "Try --precision fp32, other calibration images (--data), a --network-size"
 _TURNS, _RUNS_PER_TURN = 3, 3
+_SURE = 0.3
 
 
 @dataclass(frozen=True)
 class Limits:
     """What an artifact must reach to be written.
 
-    exact: least share of pixels that engines computing in fp32 label as torch does. default: the same for OpenVINO
-    in the precision that it picks itself (bf16 where the CPU has it). miou_drop: how much mIoU (0..1) any engine may
-    lose against torch, where the photos are labelled.
+    exact: least agreement with torch (see `agreement`) of engines computing in fp32. default: the same for OpenVINO in
+    the precision that it picks itself (bf16 where the CPU has it). score_drop: how much worse than torch any engine
+    may score, where the photos are labelled: a share of 1 for figures of which more is better, of torch's own figure
+    for errors.
     """
 
     exact: float
     default: float
-    miou_drop: float = 0.01
+    score_drop: float = 0.01
 
     @classmethod
     def of(cls, precision: Precision) -> "Limits":
@@ -47,10 +53,15 @@ class Limits:
 
 @dataclass(frozen=True)
 class Measured:
-    """Every engine on the same photos. agreement: share of pixels labelled as torch does; miou in 0..1."""
+    """Every engine on the same photos.
+
+    agreement: with torch, the lowest of all tasks. score: main figures by name, None without truth. errors: names of
+    those of which less is better.
+    """
 
     agreement: Mapping[str, float]
-    miou: Mapping[str, float] | None
+    score: Mapping[str, Mapping[str, float]] | None
+    errors: tuple[str, ...]
     latency_ms: Mapping[str, float]
     latency_hw: tuple[int, int]
     threads: int
@@ -71,16 +82,17 @@ class Receipt(Measured):
     def to_text(self) -> str:
         """A table for people."""
         height, width = self.latency_hw
+        names = list(self.score["torch"]) if self.score else []
         lines = [
             f"file size     {self.file_bytes} bytes",
             f"compared on   {self.images} images ({self.image_source})",
             f"time per image at {width}x{height}, {self.threads} threads, median",
-            f"{'engine':<18}{'same labels':>12}{'mIoU':>8}{'ms':>9}",
+            f"{'engine':<18}{'same as torch':>14}{''.join(f'{name:>14}' for name in names)}{'ms':>9}",
         ]
         for engine in ("torch", *self.agreement):
             same = f"{100 * self.agreement[engine]:.3f} %" if engine in self.agreement else ""
-            miou = f"{100 * self.miou[engine]:.2f}" if self.miou else ""
-            lines.append(f"{engine:<18}{same:>12}{miou:>8}{self.latency_ms[engine]:>9.1f}")
+            scores = "".join(f"{self.score[engine][name]:>14.4f}" for name in names) if self.score else ""
+            lines.append(f"{engine:<18}{same:>14}{scores}{self.latency_ms[engine]:>9.1f}")
         return "\n".join(lines)
 
 
@@ -93,16 +105,27 @@ def open_engines(path: Path, threads: int) -> dict[str, Session]:
     }
 
 
-def measure(path: Path, reference: TorchSession, examples: Examples, num_classes: int) -> Measured:
-    """Label the examples with torch and every engine, and time them in turn on the first."""
+def measure(path: Path, reference: TorchSession, examples: Examples, classes: Classes | None) -> Measured:
+    """Run torch and every engine on the examples, and time them in turn on the first."""
     threads = torch.get_num_threads()
     engines: dict[str, Session] = {"torch": reference, **open_engines(path, threads)}
-    labels = {name: labels_of(engine, examples) for name, engine in engines.items()}
+    tasks = reference.tasks
+    shares: dict[str, list[dict[str, float]]] = {name: [] for name in engines if name != "torch"}
+    scores = {name: {task: new_score(task, classes, boundary=False) for task in tasks} for name in engines}
+    for index, image in enumerate(examples.images):
+        answers = {name: engine.run(image) for name, engine in engines.items()}
+        for name, found in shares.items():
+            close = _CLOSE if name != "openvino" else _CLOSE_IN_BF16
+            found.append({task: agreement(task, answers["torch"], answers[name], close) for task in tasks})
+        if examples.truths:
+            for name, counted in scores.items():
+                _count(counted, answers[name], examples.truths[index], classes)
     return Measured(
-        agreement={name: agreement(labels["torch"], ids) for name, ids in labels.items() if name != "torch"},
-        miou={name: _miou(ids, examples.truths, num_classes) for name, ids in labels.items()}
+        agreement={name: min(fmean(each[t] for each in found) for t in tasks) for name, found in shares.items()},
+        score={name: {h.name: h.value for h in _headlines(counted)} for name, counted in scores.items()}
         if examples.truths
         else None,
+        errors=tuple(h.name for h in _headlines(scores["torch"]) if not h.higher_is_better),
         latency_ms=_latency_ms(engines, examples.images[0]),
         latency_hw=examples.images[0].shape[:2],
         threads=threads,
@@ -117,38 +140,74 @@ def check(measured: Measured, limits: Limits) -> None:
         wanted = limits.default if engine == "openvino" else limits.exact
         if not share >= wanted:
             raise InputError(
-                f"the artifact in {engine}: wanted the labels of torch on {100 * wanted:g} % of pixels, "
+                f"the artifact in {engine}: wanted the answers of torch on {100 * wanted:g} % of pixels, "
                 f"got {100 * share:.3f} % on {measured.images} images ({measured.image_source}); nothing was written. "
                 f"{_MEND}, or allow it with --min-agreement"
             )
-        drop = measured.miou["torch"] - measured.miou[engine] if measured.miou else 0.0
-        if not drop <= limits.miou_drop:
-            raise InputError(
-                f"the artifact in {engine}: wanted at most {100 * limits.miou_drop:g} mIoU points below torch, "
-                f"got {100 * drop:.2f} on {measured.images} images ({measured.image_source}); nothing was written. "
-                f"{_MEND}, or allow it with --max-miou-drop"
-            )
+        for name, theirs in (measured.score or {}).get(engine, {}).items():
+            ours = (measured.score or {})["torch"][name]
+            drop = (theirs - ours) / max(ours, 1e-9) if name in measured.errors else ours - theirs
+            if not (drop <= limits.score_drop or ours != ours):
+                raise InputError(
+                    f"the artifact in {engine}: wanted a loss of at most {100 * limits.score_drop:g} points of "
+                    f"{name} against torch, got {100 * drop:.2f} on {measured.images} images "
+                    f"({measured.image_source}); nothing was written. {_MEND}, or allow it with --max-score-drop"
+                )
 
 
-def labels_of(session: Session, examples: Examples) -> Labels:
-    """Class ids [H, W] of every photo."""
-    return tuple(session.run(image).copy() for image in examples.images)
+@dataclass(frozen=True)
+class Closeness:
+    """When two answers are the same. depth: relative difference; normals_deg: angle."""
+
+    depth: float
+    normals_deg: float
 
 
-def agreement(wanted: Labels, got: Labels) -> float:
-    """Share of pixels with the same class id, over all photos. Raises InputError where sizes differ."""
-    for index, (ours, theirs) in enumerate(zip(wanted, got, strict=True)):
-        if ours.shape != theirs.shape:
-            raise InputError(f"the artifact labels photo {index} as {theirs.shape}, wanted its size {ours.shape}")
-    same = sum(int((ours == theirs).sum()) for ours, theirs in zip(wanted, got, strict=True))
-    return same / sum(ids.size for ids in wanted)
+_CLOSE, _CLOSE_IN_BF16 = Closeness(0.01, 1.0), Closeness(0.05, 5.0)
 
 
-def _miou(labels: Labels, truths: Labels, num_classes: int) -> float:
-    score = SemanticScore(num_classes, VOID, boundary=False)
-    for ids, truth in zip(labels, truths, strict=True):
-        score.update(ids, truth)
-    return score.compute().miou
+def agreement(task: str, wanted: Answers, got: Answers, close: Closeness = _CLOSE) -> float:
+    """How far two answers to one photo are the same, 0..1. Raises InputError where sizes differ.
+
+    Share of pixels with the same class (semantic), the same segment (panoptic), a like depth or normal; of the
+    instances of which `wanted` is fairly sure (score of 0.3 or more), the mean IoU with their best partner of the
+    same class in `got`, 1 where there is none.
+    """
+    name = {"semantic": "class_ids", "panoptic": "panoptic_ids", "instance": "instance_masks", "depth": "depth_m"}
+    ours, theirs = (answers[name.get(task, "normals")] for answers in (wanted, got))
+    if ours.shape != theirs.shape:
+        raise InputError(f"the artifact answers in the shape {theirs.shape}, wanted {ours.shape}")
+    match task:
+        case "depth":
+            return float((np.abs(theirs - ours) <= close.depth * np.abs(ours)).mean())
+        case "normals":
+            cosine = np.clip((ours * theirs).sum(axis=0), -1, 1)
+            return float((np.degrees(np.arccos(cosine)) <= close.normals_deg).mean())
+        case "instance":
+            return _instance_agreement(wanted, got)
+        case _:
+            return float((ours == theirs).mean())
+
+
+def _instance_agreement(wanted: Answers, got: Answers) -> float:
+    sure = np.flatnonzero(wanted["instance_scores"] >= _SURE)
+    best: list[float] = []
+    for index in sure:
+        mask = wanted["instance_masks"][index].astype(bool)
+        partners = got["instance_masks"][got["instance_classes"] == wanted["instance_classes"][index]].astype(bool)
+        overlap = (partners & mask).sum(axis=(1, 2))
+        union = (partners | mask).sum(axis=(1, 2))
+        best.append(float((overlap / np.maximum(union, 1)).max(initial=0.0)) if mask.any() else 1.0)
+    return fmean(best) if best else 1.0
+
+
+def _count(scores: Mapping[str, Any], answers: Answers, truth: Truth, classes: Classes | None) -> None:
+    for task, score in scores.items():
+        count(score, to_result(task, answers, classes), truth)
+
+
+def _headlines(scores: Mapping[str, Any]) -> list[Headline]:
+    return [score.compute().headline for score in scores.values()]
 
 
 def _latency_ms(engines: Mapping[str, Session], image: NDArray[np.uint8]) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """The model in eager torch behind the same interface as an engine: what artifacts are compared with."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 
 from denselab._version import __version__
 from denselab.checkpoint import LoadedModel, load_checkpoint
+from denselab.classes import VOID
 from denselab.export.graph import ArtifactGraph
 from denselab.export.precision import Precision
 from denselab.runtime.artifact import ArtifactInfo
@@ -21,27 +23,30 @@ class TorchSession:
 
     def __init__(self, graph: ArtifactGraph) -> None:
         self._graph = graph.eval()
+        self.tasks = tuple(task.name for task in graph.tasks)
 
     @torch.inference_mode()
-    def run(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Image [H, W, 3] RGB of any size to class ids [H, W]."""
-        return self._graph(torch.tensor(image)[None])[0].numpy()
+    def run(self, image: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        """Image [H, W, 3] RGB of any size to the answers by name, at its size."""
+        answers = self._graph(torch.tensor(image)[None])
+        return {name: answer[0].numpy() for name, answer in zip(self._graph.outputs, answers, strict=True)}
 
 
 def load_predictor(path: str | Path) -> Predictor:
     """A predictor on a checkpoint's averaged weights. Raises InputError for a file that is none."""
     loaded = load_checkpoint(path)
-    return Predictor(TorchSession(ArtifactGraph(loaded.model)), describe(loaded, loaded.card.model))
+    graph = ArtifactGraph(loaded.model, loaded.card.make_tasks())
+    return Predictor(TorchSession(graph), describe(loaded, loaded.card.model))
 
 
 def describe(loaded: LoadedModel, name: str, precision: Precision = Precision.FP32) -> ArtifactInfo:
     """What an artifact of this checkpoint says about itself, before its receipt."""
     card = loaded.card
     return ArtifactInfo(
-        task=card.task,
+        tasks=card.tasks,
         name=name,
         classes=card.classes,
-        void=card.ignore,
+        void=VOID,
         size_multiple=loaded.model.size_multiple,
         train_hw=card.train_hw,
         precision=str(precision),

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from denselab.errors import InputError
 from denselab.metrics.boundary import boundary_width_px, inner_boundary
+from denselab.metrics.checks import check_same_size
+from denselab.metrics.headline import Headline
+from denselab.metrics.table import Counts, Floats, aligned, mean_of_known, names_or_numbers, or_none, percent, ratio
 
 Ids = NDArray[np.integer[Any]]
-Counts = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 
 def confusion(pred_ids: Ids, truth_ids: Ids, num_classes: int, ignore: int | Collection[int] = 255) -> Counts:
@@ -73,53 +74,52 @@ class SemanticFigures:
     share: Floats
     confusion: Counts
 
+    @property
+    def headline(self) -> Headline:
+        """Mean IoU."""
+        return Headline("mIoU", self.miou, higher_is_better=True)
+
     def to_dict(self, class_names: Sequence[str] | None = None) -> dict[str, object]:
         """Every figure as plain data for JSON; nan becomes None."""
         boundary = self.boundary_iou_per_class
         classes: list[dict[str, object]] = [
             {
                 "name": name,
-                "iou": _or_none(self.iou[index]),
-                "boundary_iou": None if boundary is None else _or_none(boundary[index]),
-                "accuracy": _or_none(self.accuracy[index]),
-                "share": _or_none(self.share[index]),
+                "iou": or_none(self.iou[index]),
+                "boundary_iou": None if boundary is None else or_none(boundary[index]),
+                "accuracy": or_none(self.accuracy[index]),
+                "share": or_none(self.share[index]),
                 "pixels": int(self.confusion[index].sum()),
             }
-            for index, name in enumerate(_names(class_names, len(self.iou)))
+            for index, name in enumerate(names_or_numbers(class_names, len(self.iou)))
         ]
         return {
-            "miou": _or_none(self.miou),
-            "boundary_iou": None if self.boundary_iou is None else _or_none(self.boundary_iou),
-            "pixel_accuracy": _or_none(self.pixel_accuracy),
-            "mean_accuracy": _or_none(self.mean_accuracy),
-            "fw_iou": _or_none(self.fw_iou),
+            "miou": or_none(self.miou),
+            "boundary_iou": None if self.boundary_iou is None else or_none(self.boundary_iou),
+            "pixel_accuracy": or_none(self.pixel_accuracy),
+            "mean_accuracy": or_none(self.mean_accuracy),
+            "fw_iou": or_none(self.fw_iou),
             "classes": classes,
             "confusion": self.confusion.tolist(),
         }
 
     def to_text(self, class_names: Sequence[str] | None = None) -> str:
         """An aligned table in percent, one line per class, and the totals; "-" for an absent class."""
-        names = _names(class_names, len(self.iou))
-        width = max(len(name) for name in (*names, "class"))
+        names = names_or_numbers(class_names, len(self.iou))
         boundary = self.boundary_iou_per_class
         columns: list[tuple[str, Floats, float | None]] = [("IoU", self.iou, self.miou)]
         if boundary is not None:
             columns.append(("boundary IoU", boundary, self.boundary_iou))
         columns.append(("share", self.share, None))
-
-        def line(name: str, cells: Sequence[str]) -> str:
-            padded = (cell.rjust(max(len(title), 6)) for cell, (title, _, _) in zip(cells, columns, strict=True))
-            return "  ".join((name.ljust(width), *padded)).rstrip()
-
-        lines = [line("class", [title for title, _, _ in columns])]
-        lines += [line(name, [_percent(values[i]) for _, values, _ in columns]) for i, name in enumerate(names)]
-        lines.append(line("mean", ["" if mean is None else _percent(mean) for _, _, mean in columns]))
+        rows = [("class", *(title for title, _, _ in columns))]
+        rows += [(name, *(percent(values[i]) for _, values, _ in columns)) for i, name in enumerate(names)]
+        rows.append(("mean", *("" if mean is None else percent(mean) for _, _, mean in columns)))
         totals = (
             ("pixel accuracy", self.pixel_accuracy),
             ("mean class accuracy", self.mean_accuracy),
             ("frequency-weighted IoU", self.fw_iou),
         )
-        return "\n".join([*lines, "", *(f"{title.ljust(22)}  {_percent(value):>6}" for title, value in totals)])
+        return f"{aligned(rows)}\n\n{aligned([(title, percent(value)) for title, value in totals])}"
 
 
 class SemanticScore:
@@ -153,15 +153,15 @@ class SemanticScore:
         """The figures of everything counted so far."""
         counted = self._counts.sum(axis=(0, 1))[:-1] if self.boundary else self._counts.copy()
         hits, truth, predicted = counted.diagonal(), counted.sum(axis=1), counted.sum(axis=0)[:-1]
-        iou = _ratio(hits, truth + predicted - hits)
-        accuracy, share = _ratio(hits, truth), _ratio(truth, truth.sum())
+        iou = ratio(hits, truth + predicted - hits)
+        accuracy, share = ratio(hits, truth), ratio(truth, truth.sum())
         boundary_iou = self._boundary_iou() if self.boundary else None
         return SemanticFigures(
-            miou=_mean(iou),
-            pixel_accuracy=float(_ratio(hits.sum(), truth.sum())),
-            mean_accuracy=_mean(accuracy),
+            miou=mean_of_known(iou),
+            pixel_accuracy=float(ratio(hits.sum(), truth.sum())),
+            mean_accuracy=mean_of_known(accuracy),
             fw_iou=float((share * iou)[truth > 0].sum()) if truth.any() else math.nan,
-            boundary_iou=None if boundary_iou is None else _mean(boundary_iou),
+            boundary_iou=None if boundary_iou is None else mean_of_known(boundary_iou),
             iou=iou,
             accuracy=accuracy,
             boundary_iou_per_class=boundary_iou,
@@ -173,7 +173,7 @@ class SemanticScore:
         overlap = self._counts[1, 1].diagonal()[:-1]
         truth = self._counts[:, 1].sum(axis=(0, 2))[:-1]
         predicted = self._counts[1].sum(axis=(0, 1))[:-1]
-        return _ratio(overlap, truth + predicted - overlap)
+        return ratio(overlap, truth + predicted - overlap)
 
 
 def _codes(pred_ids: Ids, truth_ids: Ids, num_classes: int, ignore: int | Collection[int]) -> tuple[Ids, Ids]:
@@ -181,12 +181,7 @@ def _codes(pred_ids: Ids, truth_ids: Ids, num_classes: int, ignore: int | Collec
     for name, ids in (("prediction", pred_ids), ("truth", truth_ids)):
         if ids.ndim != 2 or ids.dtype.kind not in "iu":
             raise InputError(f"{name}: must be integer class ids [H, W], got {ids.dtype} {list(ids.shape)}")
-    if pred_ids.shape != truth_ids.shape:
-        (pred_h, pred_w), (truth_h, truth_w) = pred_ids.shape, truth_ids.shape
-        raise InputError(
-            f"prediction is {pred_w}x{pred_h} px but truth is {truth_w}x{truth_h} px; "
-            "write the prediction at the size of the truth"
-        )
+    check_same_size(pred_ids.shape, truth_ids.shape)
     ignored = _as_tuple(ignore)
     void = np.zeros(truth_ids.shape, np.bool_)
     for each in ignored:
@@ -213,28 +208,3 @@ def _as_tuple(ignore: int | Collection[int]) -> tuple[int, ...]:
 def _outside(ids: Ids, num_classes: int) -> NDArray[np.bool_]:
     outside = ids >= num_classes
     return outside | (ids < 0) if ids.dtype.kind == "i" else outside
-
-
-def _ratio(part: NDArray[np.int64] | np.int64, whole: NDArray[np.int64] | np.int64) -> Floats:
-    """part / whole, nan where whole is 0."""
-    return np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=np.asarray(whole) > 0)
-
-
-def _mean(values: Floats) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else math.nan
-
-
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
-
-
-def _percent(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:.2f}"
-
-
-def _names(class_names: Sequence[str] | None, num_classes: int) -> Sequence[str]:
-    names = class_names if class_names is not None else [str(i) for i in range(num_classes)]
-    if len(names) != num_classes:
-        raise InputError(f"class_names: wanted {num_classes}, got {len(names)}")
-    return names

@@ -17,12 +17,13 @@ def atrous_rates(stride: int) -> tuple[int, int, int]:
     return (unit, 2 * unit, 3 * unit)
 
 
-def separable_conv(inputs: int, outputs: int, dilation: int = 1) -> nn.Sequential:
-    """Atrous separable convolution: 3x3 depthwise, 1x1 pointwise, batch norm and ReLU after each.
+def separable_conv(inputs: int, outputs: int, dilation: int = 1, kernel: int = 3) -> nn.Sequential:
+    """Atrous separable convolution: depthwise (3x3 there), 1x1 pointwise, batch norm and ReLU after each.
 
     Chen et al. 2018 (DeepLabv3+), section 3.1 and Fig. 3; norm and ReLU after both as in section 4.3.
     """
-    depthwise = nn.Conv2d(inputs, inputs, 3, padding=dilation, dilation=dilation, groups=inputs, bias=False)
+    padding = dilation * (kernel // 2)
+    depthwise = nn.Conv2d(inputs, inputs, kernel, padding=padding, dilation=dilation, groups=inputs, bias=False)
     return nn.Sequential(depthwise, nn.BatchNorm2d(inputs), nn.ReLU(inplace=True), *conv_bn_relu(inputs, outputs, 1))
 
 

@@ -10,9 +10,11 @@ from typing import Any, BinaryIO
 from denselab.classes import Classes
 from denselab.errors import InputError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 METADATA_KEY = "denselab"
-TASKS = ("semantic",)
+TASKS = ("semantic", "instance", "panoptic", "depth", "normals")
+CLASS_TASKS = ("semantic", "instance", "panoptic")
+"""Those whose answers name classes."""
 
 # Field numbers of onnx.proto: messages ModelProto and StringStringEntryProto.
 _IR_VERSION, _GRAPH, _METADATA_PROPS = 1, 7, 14
@@ -23,13 +25,14 @@ _KEY, _VALUE = 1, 2
 class ArtifactInfo:
     """What the runtime and a reader need to know about an artifact.
 
-    size_multiple: tiles start on multiples of this, in px; train_hw: height and width the model was trained for,
-    in px; score: figures and the data they were measured on; receipt: what the export checked and measured.
+    tasks: some of TASKS, all answered in one run. classes: None where none of the tasks has any. size_multiple: tiles
+    start on multiples of this, in px; train_hw: height and width the model was trained for, in px; score: figures and
+    the data they were measured on; receipt: what the export checked and measured.
     """
 
-    task: str
+    tasks: tuple[str, ...]
     name: str
-    classes: Classes
+    classes: Classes | None
     void: int
     size_multiple: int
     train_hw: tuple[int, int] | None
@@ -38,11 +41,21 @@ class ArtifactInfo:
     score: Mapping[str, Any] | None
     receipt: Mapping[str, Any]
     denselab_version: str
-    format_version: int = FORMAT_VERSION
+
+    @property
+    def task(self) -> str:
+        """The tasks in one word: "panoptic+depth"."""
+        return "+".join(self.tasks)
 
     def to_dict(self) -> dict[str, Any]:
         """What `from_dict` reads, ready for JSON under METADATA_KEY."""
-        return {**vars(self), "classes": self.classes.to_dict()}
+        return {
+            "format_version": FORMAT_VERSION,
+            **vars(self),
+            "tasks": list(self.tasks),
+            "classes": None if self.classes is None else self.classes.to_dict(),
+            "train_hw": None if self.train_hw is None else list(self.train_hw),
+        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "ArtifactInfo":
@@ -54,14 +67,16 @@ class ArtifactInfo:
                     f"format version {version} is newer than this DenseLab, which reads versions up to "
                     f"{FORMAT_VERSION}; upgrade with: pip install --upgrade denselab"
                 )
-            if data["task"] not in TASKS:
-                raise InputError(f"unknown task {data['task']!r}; this DenseLab runs {', '.join(TASKS)}")
+            tasks = _tasks(data, version)
+            classes = None if data["classes"] is None else Classes.from_dict(data["classes"])
+            if classes is None and (nameless := [task for task in tasks if task in CLASS_TASKS]):
+                raise InputError(f"classes: wanted those of the task {nameless[0]}, got none; export the model again")
             if (multiple := int(data["size_multiple"])) < 1:
                 raise InputError(f"size_multiple: wanted 1 or more px, got {multiple}; export the model again")
             return cls(
-                task=data["task"],
+                tasks=tasks,
                 name=str(data["name"]),
-                classes=Classes.from_dict(data["classes"]),
+                classes=classes,
                 void=int(data["void"]),
                 size_multiple=multiple,
                 train_hw=None if data["train_hw"] is None else (int(data["train_hw"][0]), int(data["train_hw"][1])),
@@ -70,13 +85,23 @@ class ArtifactInfo:
                 score=None if data["score"] is None else dict(data["score"]),
                 receipt=dict(data["receipt"]),
                 denselab_version=str(data["denselab_version"]),
-                format_version=version,
             )
         except InputError:
             raise
         except (KeyError, IndexError, TypeError, ValueError) as error:
             problem = f"lacks {error}" if isinstance(error, KeyError) else f"has a wrong field ({error})"
             raise InputError(f"its DenseLab metadata {problem}; export the model again") from error
+
+
+def _tasks(data: Mapping[str, Any], version: int) -> tuple[str, ...]:
+    """Version 1 knew one task at a time."""
+    tasks = (data["task"],) if version == 1 else tuple(data["tasks"])
+    strange = [task for task in tasks if task not in TASKS]
+    if strange:
+        raise InputError(f"unknown task {strange[0]!r}; this DenseLab runs {', '.join(TASKS)}")
+    if not tasks or len(set(tasks)) < len(tasks):
+        raise InputError(f"tasks: wanted one or more distinct ones, got {list(tasks)}; export the model again")
+    return tasks
 
 
 def read_info(path: Path) -> ArtifactInfo:

@@ -40,6 +40,20 @@ def open_image(path: Path) -> NDArray[np.uint8]:
             raise _broken(path, error) from error
 
 
+def from_picture(picture: Image.Image) -> NDArray[np.uint8]:
+    """A PIL image as `open_image` reads files. Raises InputError for one of more than 8 bits a channel, or damaged."""
+    if picture.mode in ("F", "LAB") or picture.mode.startswith("I"):
+        raise InputError(
+            f"image: wanted a PIL image of 8 bits a channel, got mode {picture.mode}; "
+            "give the path of its file instead, or convert it to RGB"
+        )
+    try:
+        picture.load()  # PIL reads lazily: a damaged file shows here
+        return _upright(_rgb(picture), _orientation(picture))
+    except OSError as error:
+        raise InputError(f"image: PIL cannot read it ({error}); copy or export it again") from error
+
+
 def read_size(path: Path) -> tuple[int, int]:
     """Height and width in px from the header alone, before any EXIF rotation; raises InputError like `open_image`."""
     with _opened(path) as picture:
@@ -118,7 +132,7 @@ def _refuse_unlike_photo(path: Path, picture: ImageFile.ImageFile) -> None:
         raise _refusal(path, got, "convert it to 8- or 16-bit grey or RGB")
 
 
-def _rgb(picture: ImageFile.ImageFile) -> NDArray[np.uint8]:
+def _rgb(picture: Image.Image) -> NDArray[np.uint8]:
     """In bands, so that a huge picture is held twice at most: by Pillow and in the answer."""
     width, height = picture.size
     pixels = np.empty((height, width, 3), np.uint8)
@@ -140,7 +154,7 @@ def _rgb_band(band: Image.Image) -> NDArray[Any]:
     return np.asarray(band.convert("RGB"))
 
 
-def _orientation(picture: ImageFile.ImageFile) -> int:
+def _orientation(picture: Image.Image) -> int:
     try:
         return int(picture.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:  # broken EXIF: the picture itself is fine

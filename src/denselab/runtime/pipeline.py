@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from threading import Condition
@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 
 from denselab.errors import InputError
 from denselab.files import atomic_path, write_json
-from denselab.results import SemanticMap
+from denselab.results import JointResult, Result
 from denselab.runtime.images import open_image, read_size
 
+Predict = Callable[[NDArray[np.uint8]], Result | JointResult]
+
 _MAX_IMAGES = 8
-# A pixel under way costs about 8 bytes, so this is 320 MB; a larger image travels alone.
+# A pixel under way costs about 8 bytes (image, overlay, ids), so this is 320 MB; a larger image travels alone.
 _MAX_PIXELS = 40_000_000
 
 
@@ -33,10 +35,10 @@ class Output(Enum):
 
 @dataclass(frozen=True)
 class Job:
-    """An image to label, and where to write what."""
+    """An image to label, and where to write what of which task."""
 
     source: Path
-    outputs: Mapping[Output, Path]
+    outputs: Mapping[tuple[str, Output], Path]
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,12 @@ class _Image:
         return self.pixels.shape[:2]
 
 
-def label_files(predict: Callable[[NDArray[np.uint8]], SemanticMap], jobs: Sequence[Job]) -> Generator[Outcome]:
+def ending(task: str, output: Output, joint: bool) -> str:
+    """How the name of a result ends: ".labels.png", or ".depth.labels.png" where one of several tasks wrote it."""
+    return f".{task}{output.value}" if joint else output.value
+
+
+def label_files(predict: Predict, jobs: Sequence[Job]) -> Generator[Outcome]:
     """Label and write every job, and yield an Outcome for each; a full disk ends the run after the jobs under way."""
     room = _Room()
     # One reader, in order: an image that waits for room waits for earlier ones only, so none waits for ever.
@@ -112,25 +119,27 @@ def _read(job: Job, room: "_Room") -> _Image:
     return _Image(pixels, decode_ms)
 
 
-def _label(image: _Image, predict: Callable[[NDArray[np.uint8]], SemanticMap]) -> SemanticMap:
+def _label(image: _Image, predict: Predict) -> Result | JointResult:
     result = predict(image.pixels)
     timing_ms = {"decode": image.decode_ms, **result.timing_ms}
     timing_ms["total"] = image.decode_ms + timing_ms.get("total", 0)
-    return replace(result, timing_ms=timing_ms)
+    return result.with_timing(timing_ms)
 
 
-def _write(job: Job, image: _Image, result: SemanticMap, room: "_Room") -> Outcome:
+def _write(job: Job, image: _Image, result: Result | JointResult, room: "_Room") -> Outcome:
+    parts = result if isinstance(result, JointResult) else {result.task: result}
     try:
-        for output, path in job.outputs.items():
+        for (task, output), path in job.outputs.items():
+            part = parts[task]
             path.parent.mkdir(parents=True, exist_ok=True)
             match output:
                 case Output.OVERLAY:
                     with atomic_path(path) as partial:
-                        result.overlay(image.pixels).save(partial, compress_level=2)
+                        part.overlay(image.pixels).save(partial, compress_level=2)
                 case Output.LABELS:
-                    result.save(path)
+                    part.save(path)
                 case Output.JSON:
-                    write_json(path, {"image": str(job.source), **result.to_dict()})
+                    write_json(path, {"image": str(job.source), **part.to_dict()})
     except Exception as error:
         return Outcome(job, image.hw, error)
     finally:

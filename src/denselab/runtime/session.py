@@ -19,8 +19,8 @@ class Session(Protocol):
 
     engine: str
 
-    def run(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Image [H, W, 3] RGB of any size to class ids [H, W]."""
+    def run(self, image: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        """Image [H, W, 3] RGB of any size to the outputs of the graph by name, without their batch axis."""
         ...
 
 
@@ -41,12 +41,18 @@ class OpenVinoSession:
             options["INFERENCE_PRECISION_HINT"] = precision
         core: Any = openvino.Core()
         # Shapes stay dynamic: compiling once per image size was not faster per image and costs 0.1 s each time.
-        self._request: Any = core.compile_model(core.read_model(path), "CPU", options).create_infer_request()
+        model: Any = core.read_model(path)
+        names: list[str] = [name for output in model.outputs for name in output.get_names()]
+        compiled: Any = core.compile_model(model, "CPU", options)
+        # By name: the engine keeps no promise about the order of outputs, and merges equal ones.
+        self._outputs: dict[str, Any] = {name: compiled.output(name) for name in names}
+        self._request: Any = compiled.create_infer_request()
 
-    def run(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Image [H, W, 3] RGB of any size to class ids [H, W]."""
+    def run(self, image: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        """Image [H, W, 3] RGB of any size to the outputs of the graph by name, without their batch axis."""
         batch = np.ascontiguousarray(image)[None]
-        return self._request.infer({0: batch}, share_inputs=True)[0][0]
+        answers: Any = self._request.infer({0: batch}, share_inputs=True)
+        return {name: answers[output][0] for name, output in self._outputs.items()}
 
 
 def _import_openvino() -> Any:
@@ -70,11 +76,13 @@ class OnnxRuntimeSession:
         if threads is not None:
             options.intra_op_num_threads = threads
         self._session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._names: list[str] = [output.name for output in self._session.get_outputs()]
 
-    def run(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Image [H, W, 3] RGB of any size to class ids [H, W]."""
+    def run(self, image: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        """Image [H, W, 3] RGB of any size to the outputs of the graph by name, without their batch axis."""
         batch = np.ascontiguousarray(image)[None]
-        return self._session.run(None, {"image": batch})[0][0]
+        answers: list[NDArray[Any]] = self._session.run(self._names, {"image": batch})
+        return {name: answer[0] for name, answer in zip(self._names, answers, strict=True)}
 
 
 def open_session(path: Path, engine: str = "auto", threads: int | None = None) -> Session:

@@ -1,4 +1,8 @@
-"""Huge images by overlapping tiles whose grid is that of the whole image."""
+"""Huge images: class ids by overlapping tiles whose grid is that of the whole image.
+
+Only class ids, for they depend on what is near. Objects are cut by the borders of tiles, and depth and normals depend
+on the whole view, so for those tasks a larger image is shrunk to WHOLE_PX pixels (see runtime.predictor).
+"""
 
 from dataclasses import dataclass
 
@@ -70,11 +74,11 @@ def run_tiled(
     """
     height, width = image.shape[:2]
     if tile_px is None and height * width <= WHOLE_PX:
-        return session.run(image)
+        return session.run(image)["class_ids"]
     class_ids = np.empty((height, width), np.uint8)
     for tile in tile_plan((height, width), tile_px or TILE_PX, overlap_px, multiple):
         r, c = tile.rows, tile.columns
-        ids = session.run(image[r.start : r.stop, c.start : c.stop])
+        ids = session.run(image[r.start : r.stop, c.start : c.stop])["class_ids"]
         class_ids[r.keep_start : r.keep_stop, c.keep_start : c.keep_stop] = ids[
             r.keep_start - r.start : r.keep_stop - r.start, c.keep_start - c.start : c.keep_stop - c.start
         ]

@@ -3,6 +3,7 @@
 from typing import assert_never
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -31,3 +32,18 @@ def mask_probs(mask_logits: Float[Tensor, "B Q h w"], norm: MaskNorm) -> Float[T
             return mask_logits.sigmoid()
         case _:
             assert_never(norm)
+
+
+def at_source(
+    maps: Float[Tensor, "B C h w"], stride: int, size_hw: tuple[int, int], network_hw: tuple[int, int] | None = None
+) -> Float[Tensor, "B C H W"]:
+    """Maps at the size of the input: upsampled bilinearly by their stride, padding cropped off.
+
+    network_hw: the size at which the network saw the input, where that is not its own; the maps are resized again.
+    """
+    height, width = network_hw or size_hw
+    if stride > 1:
+        full_hw = (maps.shape[-2] * stride, maps.shape[-1] * stride)
+        maps = F.interpolate(maps, size=full_hw, mode="bilinear", align_corners=False)
+    maps = maps[:, :, :height, :width]
+    return maps if network_hw is None else F.interpolate(maps, size=size_hw, mode="bilinear", align_corners=False)

@@ -19,11 +19,13 @@ from torch import Tensor
 
 from denselab import _vision as _vision  # makes torchvision, and so Lightning, importable beside a CPU torch
 from denselab.checkpoint import save_atomically
-from denselab.data.samples import SampleKey, SemanticDataset, collate
-from denselab.drawing import blend, contact_sheet
+from denselab.data.samples import DenseDataset
+from denselab.drawing import contact_sheet
 from denselab.errors import InputError
 from denselab.files import atomic_path
-from denselab.training.module import Batch, SemanticModule, learning_rate, predict
+from denselab.task_scores import numbers, true_result
+from denselab.training.loaders import whole_images
+from denselab.training.module import Batch, DenseModule, learning_rate, predict, results_of
 from denselab.training.options import FitOptions
 
 # isort: split
@@ -53,7 +55,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class Pace(Callback):
-    """Sets the learning rate of every step from the share of the run that is over, and ends the run by time.
+    """Sets what depends on the share of the run that is over, as the learning rate does, and ends the run by time.
 
     That share is the larger one of steps and time. spent_s: seconds of training, over all resumed parts; steps: taken
     in this part.
@@ -70,12 +72,14 @@ class Pace(Callback):
         self._stop_in_time(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        """Set the learning rate."""
+        """Set the learning rate, and tell the model."""
         progress = trainer.global_step / trainer.estimated_stepping_batches
         if self.options.max_seconds:
             progress = max(progress, self.spent_s / self.options.max_seconds)
+        rate = learning_rate(self.options, trainer.global_step, progress)
         for group in trainer.optimizers[0].param_groups:
-            group["lr"] = learning_rate(self.options, trainer.global_step, progress)
+            group["lr"] = rate * group["share"]
+        _module(pl_module).set_progress(min(progress, 1.0))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -165,7 +169,7 @@ class Meter(Callback):
         self._sum, self._steps = self._sum + outputs["loss"].detach(), self._steps + 1
         self._images += len(batch[0].source_hw) * trainer.world_size
         self.images_per_s = self._images / max(1e-9, time.monotonic() - self._start)
-        self.lr = trainer.optimizers[0].param_groups[0]["lr"]
+        self.lr = max(group["lr"] for group in trainer.optimizers[0].param_groups)
         due = pl_module.device.type == "cpu" or self._steps % _LOSS_EVERY_STEPS == 1
         if due or trainer.is_last_batch or trainer.should_stop:
             self.loss = float(self._sum) / self._steps
@@ -175,7 +179,7 @@ class Meter(Callback):
                     "lower --lr, or clip gradients (--clip-norm 1)"
                 )
 
-    def row(self, trainer: Trainer, module: SemanticModule) -> dict[str, float]:
+    def row(self, trainer: Trainer, module: DenseModule) -> dict[str, float]:
         """What is logged of an epoch."""
         row = {
             "epoch": trainer.current_epoch + 1,
@@ -185,9 +189,10 @@ class Meter(Callback):
             "loss": self.loss,
             "images_per_s": self.images_per_s,
         }
-        if module.figures:
-            row |= {"val_miou": module.figures.miou, "val_pixel_accuracy": module.figures.pixel_accuracy}
-            row |= {f"val_iou/{n}": v for n, v in zip(module.card.classes.names, module.figures.iou, strict=True)}
+        names = module.card.classes.names if module.card.classes else ()
+        for task, figures in module.figures.items():
+            prefix = "val_" if len(module.figures) == 1 else f"val_{task}_"
+            row |= {prefix + name: value for name, value in numbers(figures.to_dict(names)).items()}
         return row
 
 
@@ -223,8 +228,7 @@ class Report(Callback):
         if not trainer.is_global_zero:
             return
         epoch = str(trainer.current_epoch + 1)
-        figures = _semantic(pl_module).figures
-        numbers = self._numbers() + (f"  val mIoU {100 * figures.miou:.2f}" if figures else "")
+        numbers = self._numbers() + (f"  {_headlines(pl_module)}" if _module(pl_module).figures else "")
         if self._bar:
             self._bar.update(self._task, completed=batch_idx + 1, epoch=epoch, numbers=numbers)
         elif time.monotonic() - self._shown >= _LINE_SECONDS:
@@ -236,11 +240,10 @@ class Report(Callback):
         """Say how the epoch went."""
         if not trainer.is_global_zero:
             return
-        row = self.meter.row(trainer, _semantic(pl_module))
+        row = self.meter.row(trainer, _module(pl_module))
         last = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
         spent = time.strftime("%H:%M:%S", time.gmtime(row["seconds"]))
-        miou = f"{100 * row['val_miou']:.2f}" if "val_miou" in row else "-"
-        line = f"epoch {row['epoch']}{last}  {self._numbers()}  val mIoU {miou}  {spent}"
+        line = f"epoch {row['epoch']}{last}  {self._numbers()}  {_headlines(pl_module)}  {spent}"
         if self._bar:
             self._bar.console.print(line, highlight=False)
         else:
@@ -283,7 +286,7 @@ class RunLog(Callback):
         """Add the row; the file is replaced whole, so it is never half written."""
         if not trainer.is_global_zero:
             return
-        row = self.meter.row(trainer, _semantic(pl_module))
+        row = self.meter.row(trainer, _module(pl_module))
         self._rows.append({name: f"{value:.6g}" for name, value in row.items()})
         with atomic_path(self.run / METRICS) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=list(row), restval="", extrasaction="ignore")
@@ -308,7 +311,7 @@ class Pictures(Callback):
     After the first and the last epoch, and every few between.
     """
 
-    def __init__(self, run: Path, val: SemanticDataset, log: RunLog, every_epochs: int) -> None:
+    def __init__(self, run: Path, val: DenseDataset, log: RunLog, every_epochs: int) -> None:
         self.run, self.val, self.run_log, self.every_epochs = run, val, log, every_epochs
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -317,38 +320,39 @@ class Pictures(Callback):
         ends = epoch in (1, trainer.max_epochs) or trainer.should_stop
         if not (trainer.is_global_zero and self.every_epochs and (ends or epoch % self.every_epochs == 0)):
             return
-        sheet = contact_sheet(self._tiles(_semantic(pl_module)), columns=3)
+        module = _module(pl_module)
+        sheet = contact_sheet(self._tiles(module), columns=1 + 2 * len(module.tasks))
         path = self.run / PICTURES / f"epoch_{epoch:04d}.png"
         path.parent.mkdir(exist_ok=True)
         with atomic_path(path) as partial:
             sheet.save(partial)
         self.run_log.board.add_image("validation", np.asarray(sheet), trainer.global_step, dataformats="HWC")
 
-    def _tiles(self, module: SemanticModule) -> Sequence[tuple[Any, str]]:
+    def _tiles(self, module: DenseModule) -> Sequence[tuple[Any, str]]:
         count = min(_PICTURES_SHOWN, len(self.val))
         tiles: list[tuple[Any, str]] = []
         for index in (i * len(self.val) // count for i in range(count)):
-            batch = collate([self.val[SampleKey(index)]])
-            images, target = module.transfer_batch_to_device(batch, module.device, 0)
+            image, truth = self.val.read(index)
+            batch = whole_images([(image, truth)])
+            images, _ = module.transfer_batch_to_device(batch, module.device, 0)
             module.evaluated.eval()
             with torch.no_grad():
-                ids = predict(module.evaluated, images)[0].cpu().numpy().astype(np.uint8)
-            truth = target[0].cpu().numpy().astype(np.uint8)
-            pixels = (images.pixels[0].permute(1, 2, 0) * 255).round().byte().cpu().numpy()
-            tiles += [
-                (pixels, self.val.pairs[index].image.name),
-                (blend(pixels, truth, module.card.classes), "truth"),
-                (blend(pixels, ids, module.card.classes), "prediction"),
-            ]
+                answers = predict(module.evaluated, module.tasks, images)
+            tiles.append((image, self.val.items[index].image.name))
+            for task in module.tasks:
+                (result,) = results_of(task.name, answers[task.name], images, module.card.classes)
+                wanted = true_result(task.name, truth, module.card.classes)
+                tiles.append((np.asarray(wanted.overlay(image, legend=False)), f"{task.name}: truth"))
+                tiles.append((np.asarray(result.overlay(image, legend=False)), f"{task.name}: prediction"))
         return tiles
 
 
 class Checkpoints(Callback):
-    """last.ckpt after every epoch and every five minutes, best.ckpt when the validation mIoU has grown."""
+    """last.ckpt after every epoch and every five minutes, best.ckpt when the first task does better in validation."""
 
     def __init__(self, run: Path, pace: Pace) -> None:
         self.run, self.pace = run, pace
-        self.best_miou = -1.0
+        self.best = -math.inf
         self._saved_s = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -364,10 +368,13 @@ class Checkpoints(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the epoch."""
-        figures = _semantic(pl_module).figures
-        if figures and figures.miou > self.best_miou:
-            self.best_miou = figures.miou
-            self._save(trainer, BEST)
+        figures = _module(pl_module).figures
+        if figures:
+            headline = next(iter(figures.values())).headline
+            goodness = headline.value if headline.higher_is_better else -headline.value
+            if goodness > self.best or not (self.run / BEST).exists():
+                self.best = goodness
+                self._save(trainer, BEST)
         self._save(trainer, LAST)
 
     def _save(self, trainer: Trainer, name: str) -> None:
@@ -376,16 +383,22 @@ class Checkpoints(Callback):
 
     def state_dict(self) -> dict[str, float]:
         """The best score so far."""
-        return {"best_miou": self.best_miou}
+        return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
         """Only a better one replaces best.ckpt."""
-        self.best_miou = state_dict["best_miou"]
+        self.best = state_dict["best"]
 
 
-def _semantic(module: LightningModule) -> SemanticModule:
-    assert isinstance(module, SemanticModule)
+def _module(module: LightningModule) -> DenseModule:
+    assert isinstance(module, DenseModule)
     return module
+
+
+def _headlines(module: LightningModule) -> str:
+    """The main figure of every task."""
+    headlines = [figures.headline for figures in _module(module).figures.values()]
+    return "  ".join(f"val {each.name} {each.value:.4f}" for each in headlines) or "val -"
 
 
 def _largest(trainer: Trainer, value: float) -> float:

@@ -18,16 +18,17 @@ from torch import Tensor
 
 from denselab import _vision as _vision  # makes torchvision, and so Lightning, importable beside a CPU torch
 from denselab.checkpoint import KEY, ModelCard, note_score, read_checkpoint
-from denselab.classes import VOID
 from denselab.data.augment import training_views
-from denselab.data.descriptor import Dataset, open_dataset
-from denselab.data.samples import SemanticDataset
+from denselab.data.dataset import Dataset
+from denselab.data.descriptor import open_dataset
+from denselab.data.samples import DenseDataset
 from denselab.errors import InputError
 from denselab.evaluate import Evaluation, Track, evaluate, untracked
 from denselab.export.torch_session import load_predictor
 from denselab.files import atomic_path
-from denselab.losses.pixel import inverse_log_weights
+from denselab.losses.pixel import LossWeights, inverse_log_weights
 from denselab.runtime.images import read_size
+from denselab.tasks.task import SemanticTask, Task, make_task
 from denselab.training.callbacks import (
     BEST,
     LAST,
@@ -45,7 +46,7 @@ from denselab.training.callbacks import (
     RunLog,
 )
 from denselab.training.loaders import Loaders
-from denselab.training.module import SemanticModule
+from denselab.training.module import DenseModule
 from denselab.training.options import ClassWeighting, FitOptions, Precision
 from denselab.zoo import build
 
@@ -72,21 +73,23 @@ def fit(
     """
     run = Path(options.out)
     dataset = open_dataset(options.data)
+    dataset.require(options.tasks)
     train, val = open_splits(dataset, options)
     options = resolve(options, train)
     card = ModelCard(
+        tasks=options.tasks,
         model=options.model,
-        backbone=options.backbone,
-        output_stride=options.output_stride,
+        choices=options.choices,
         classes=dataset.classes,
-        ignore=VOID,
         train_hw=usual_hw(train),
         score=None,
         licence=options.licence,
     )
     torch.manual_seed(options.seed)
-    model = build(options.model, options.backbone, len(dataset.classes), options.pretrained, options.output_stride)
-    module = SemanticModule(model, card, options, class_weights(train, options.class_weights))
+    model = build(
+        options.model, options.tasks, len(dataset.classes or ()), options.choices, pretrained=options.pretrained
+    )
+    module = DenseModule(model, card, options, make_tasks(options, train))
     last = open_run(run, card, resume, overwrite)
     describe(dataset, train, val, module)
 
@@ -116,16 +119,16 @@ def fit(
     return final_evaluation(run, dataset, track) if trainer.is_global_zero else None
 
 
-def open_splits(dataset: Dataset, options: FitOptions) -> tuple[SemanticDataset, SemanticDataset]:
+def open_splits(dataset: Dataset, options: FitOptions) -> tuple[DenseDataset, DenseDataset]:
     """Train and val, their images decoded into memory if all fit, else the first few tried. Raises InputError."""
     for split in ("train", "val"):
-        if not dataset.pairs.get(split):
+        if not dataset.splits.get(split):
             raise InputError(
                 f"{dataset.root}: wanted at least one image to train and one to validate, got none in {split} "
-                f"({', '.join(f'{len(pairs)} in {name}' for name, pairs in dataset.pairs.items()) or 'no split'}); "
+                f"({', '.join(f'{len(items)} in {name}' for name, items in dataset.splits.items()) or 'no split'}); "
                 "add images"
             )
-    train, val = (SemanticDataset(dataset, dataset.split(split)) for split in ("train", "val"))
+    train, val = (DenseDataset(dataset, dataset.split(split), options.tasks) for split in ("train", "val"))
     for samples in (train, val):
         if not samples.decode_all(options.cache_mb * 1e6 * len(samples) / (len(train) + len(val))):
             for index in range(min(4, len(samples))):
@@ -133,16 +136,27 @@ def open_splits(dataset: Dataset, options: FitOptions) -> tuple[SemanticDataset,
     return train, val
 
 
-def resolve(options: FitOptions, train: SemanticDataset) -> FitOptions:
+def resolve(options: FitOptions, train: DenseDataset) -> FitOptions:
     """Fill in what the data or other options decide, and set the training views."""
     if options.epochs is None and options.max_time is None:
         options = replace(options, epochs=60)
     if options.crop_hw is None:
-        height, width = (min(side, _LARGEST_CROP_PX) for side in train.read(0)[1].shape)
+        height, width = (min(side, _LARGEST_CROP_PX) for side in train.read(0)[0].shape[:2])
         options = replace(options, crop=f"{width}x{height}")
-    crop_hw = cast("tuple[int, int]", options.crop_hw)
-    train.views = training_views(crop_hw, (options.zoom_min, options.zoom_max), options.flip, options.jitter, VOID)
+    train.views = training_views(cast("tuple[int, int]", options.crop_hw), options.zoom, options.flip, options.jitter)
+    train.copy_paste = options.copy_paste
     return replace(options, data=str(Path(options.data).resolve()))
+
+
+def make_tasks(options: FitOptions, train: DenseDataset) -> tuple[Task, ...]:
+    """The tasks, with the losses that the options ask for."""
+    tasks = tuple(make_task(name, train.dataset.classes) for name in options.tasks)
+    weights = class_weights(train, options.class_weights) if "semantic" in options.tasks else None
+    losses = LossWeights(**options.loss_weights)
+    return tuple(
+        replace(task, loss_weights=losses, class_weights=weights) if isinstance(task, SemanticTask) else task
+        for task in tasks
+    )
 
 
 def open_run(run: Path, card: ModelCard, resume: bool, overwrite: bool) -> Path | None:
@@ -174,49 +188,53 @@ def open_run(run: Path, card: ModelCard, resume: bool, overwrite: bool) -> Path 
 def check_same_model(last: Path, card: ModelCard) -> None:
     """Raise InputError where the run to resume trains another model, or other classes."""
     saved, wanted = ModelCard.from_dict(read_checkpoint(last)[KEY]), card
-    for name in ("model", "backbone", "output_stride"):
+    for name in ("tasks", "model", "choices"):
         if getattr(saved, name) != getattr(wanted, name):
             raise InputError(
                 f"{last}: {name} is {getattr(saved, name)}, got {getattr(wanted, name)}; "
                 "a resumed run keeps its model: drop the option, or start a new run with another -o"
             )
-    if saved.classes.names != wanted.classes.names:
+    names = [card.classes.names if card.classes else ("none",) for card in (saved, wanted)]
+    if names[0] != names[1]:
         raise InputError(
-            f"{last}: trained for the classes {', '.join(saved.classes.names)}, the data has "
-            f"{', '.join(wanted.classes.names)}; resume with the same data, or start a new run with another -o"
+            f"{last}: trained for the classes {', '.join(names[0])}, the data has {', '.join(names[1])}; "
+            "resume with the same data, or start a new run with another -o"
         )
 
 
-def usual_hw(train: SemanticDataset) -> tuple[int, int]:
+def usual_hw(train: DenseDataset) -> tuple[int, int]:
     """Height and width in px of the image with the median long side among up to 100, evenly spread."""
-    sizes = [read_size(pair.image) for pair in train.pairs[:: -(-len(train) // 100)]]
+    sizes = [read_size(item.image) for item in train.items[:: -(-len(train) // 100)]]
     return sorted(sizes, key=max)[len(sizes) // 2]
 
 
-def class_weights(train: SemanticDataset, weighting: ClassWeighting) -> Tensor | None:
+def class_weights(train: DenseDataset, weighting: ClassWeighting) -> Tensor | None:
     """Weights [K] of the cross entropy, from the labels of up to 500 training images, evenly spread."""
     if weighting is ClassWeighting.NONE:
         return None
     counts = np.zeros(256, np.int64)
     for index in range(0, len(train), -(-len(train) // _WEIGHED_IMAGES)):
-        counts += np.bincount(train.read(index)[1].ravel(), minlength=256)
-    return inverse_log_weights(torch.from_numpy(counts[: len(train.dataset.classes)]).float())
+        class_ids = train.read(index)[1].class_ids
+        assert class_ids is not None
+        counts += np.bincount(class_ids.ravel(), minlength=256)
+    return inverse_log_weights(torch.from_numpy(counts[: len(train.dataset.classes or ())]).float())
 
 
-def describe(dataset: Dataset, train: SemanticDataset, val: SemanticDataset, module: SemanticModule) -> None:
+def describe(dataset: Dataset, train: DenseDataset, val: DenseDataset, module: DenseModule) -> None:
     """Say what is about to be trained on what."""
     for note in dataset.notes:
         say(note)
     options, parameters = module.options, sum(p.numel() for p in module.model.parameters())
     backbone = f" with {options.backbone}" if options.backbone else ""
+    classes = f"{len(dataset.classes)} classes, " if dataset.classes else ""
     say(
-        f"{options.model}{backbone}, {parameters / 1e6:.2f} M parameters; {len(dataset.classes)} classes, "
+        f"{options.task}: {options.model}{backbone}, {parameters / 1e6:.2f} M parameters; {classes}"
         f"{len(train)} images to train, {len(val)} to validate, crops of {options.crop}"
         f"{', in memory' if train.decoded else ''}"
     )
 
 
-def callbacks(options: FitOptions, pace: Pace, interrupt: Interrupt, val: SemanticDataset) -> list[Callback]:
+def callbacks(options: FitOptions, pace: Pace, interrupt: Interrupt, val: DenseDataset) -> list[Callback]:
     """In the order in which they act: checkpoints come last and hold the state of all."""
     run, meter = Path(options.out), Meter(pace)
     log = RunLog(run, meter)
@@ -265,11 +283,11 @@ def final_evaluation(run: Path, dataset: Dataset, track: Track) -> Evaluation:
     """Figures of the best checkpoint at full size, written into it and into evaluation.json."""
     best = run / (BEST if (run / BEST).exists() else LAST)
     predictor = load_predictor(best)
-    split = "test" if dataset.pairs.get("test") else "val"
-    evaluation = evaluate(predictor, predictor.info.classes, dataset, split, track)
+    split = "test" if dataset.splits.get("test") else "val"
+    evaluation = evaluate(predictor, dataset, split, track)
     with atomic_path(run / EVALUATION) as partial:
         partial.write_text(json.dumps({"checkpoint": best.name, **evaluation.to_dict()}, indent=1) + "\n", "utf-8")
-    note_score(best, {"split": split, "miou": evaluation.figures.miou, "images": evaluation.images})
+    note_score(best, {"split": split, **evaluation.headlines(), "images": evaluation.images})
     return evaluation
 
 

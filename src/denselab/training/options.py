@@ -60,26 +60,33 @@ class FitOptions:
     Raises InputError for a value out of range.
     """
 
-    data: Annotated[str, About("Folder with images and masks.")] = ""
+    data: Annotated[str, About("Data folder, or the YAML that describes it.")] = ""
     out: Annotated[str, About("Run folder: checkpoints, logs, pictures, run.yaml.")] = ""
-    model: Annotated[str, About("Architecture.")] = "deeplabv3plus"
+    task: Annotated[str, About("semantic, instance, panoptic, depth, normals, or some joined by +.")] = "semantic"
+    model: Annotated[str, About("Architecture (denselab catalog lists them).")] = "deeplabv3plus"
     backbone: Annotated[str | None, About("Backbone: a timm model.", unset="the model's own")] = None
     pretrained: Annotated[bool, About("Start from timm's pretrained backbone.")] = False
     output_stride: Annotated[int | None, About("Stride of the coarsest map, if the model has a choice.", 1)] = None
+    width: Annotated[int | None, About("Channels of decoder and head, if the model has a choice.", 8)] = None
+    queries: Annotated[int | None, About("Masks that the head predicts, if the model has a choice.", 1)] = None
+    norm: Annotated[str | None, About("batch or group norm, if the model has a choice.", unset="batch")] = None
+    max_depth: Annotated[float | None, About("Largest depth in metres, for depth.", 0.1, unset="10")] = None
     epochs: Annotated[int | None, About("Passes over the data.", 1, "60; no limit with --max-time")] = None
     max_time: Annotated[str | None, About("Stop after HH:MM:SS; the learning rate then follows the time.")] = None
     batch_size: Annotated[int, About("Images per step and device.", 1)] = 8
     crop: Annotated[str | None, About("Training crop in px, WIDTHxHEIGHT.", unset="as images, up to 512x512")] = None
-    zoom_min: Annotated[float, About("Smallest random zoom.", 0.01)] = 0.5
-    zoom_max: Annotated[float, About("Largest random zoom.", 0.01)] = 2.0
+    zoom_min: Annotated[float | None, About("Smallest random zoom.", 0.01, unset="0.5; 1 for depth")] = None
+    zoom_max: Annotated[float | None, About("Largest random zoom.", 0.01, unset="2; 1 for depth")] = None
     flip: Annotated[bool, About("Mirror half of the crops.")] = True
     jitter: Annotated[float, About("Random change of brightness, contrast and saturation; 0 for none.", 0)] = 0.4
+    copy_paste: Annotated[float, About("Share of images that get objects of another one pasted in.", 0)] = 0.0
     lr: Annotated[float, About("Highest learning rate (AdamW).", 0)] = 1e-3
+    backbone_lr: Annotated[float, About("Learning rate of the backbone as a share of --lr.", 0)] = 1.0
     weight_decay: Annotated[float, About("AdamW weight decay, of weights with two or more dimensions.", 0)] = 0.01
     decay: Annotated[Decay, About("Fall of the learning rate.")] = Decay.COSINE
     warmup_steps: Annotated[int, About("Steps to the full learning rate, at most a tenth of the run.", 0)] = 100
     clip_norm: Annotated[float, About("Clip gradients to this norm; 0 for never.", 0)] = 0.0
-    loss: Annotated[str, About("Loss, such as ce, ohem, ce+0.5*dice or ce+lovasz.")] = "ce"
+    loss: Annotated[str, About("Semantic loss per pixel, such as ce, ohem, ce+0.5*dice or ce+lovasz.")] = "ce"
     class_weights: Annotated[ClassWeighting, About("Class weights of the cross entropy.")] = ClassWeighting.NONE
     ema_decay: Annotated[float, About("Decay of the averaged weights that are evaluated; 0 for none.", 0)] = 0.999
     precision: Annotated[Precision, About("Arithmetic of the forward pass.")] = Precision.AUTO
@@ -100,11 +107,29 @@ class FitOptions:
         for name in ("data", "out"):
             if not getattr(self, name):
                 raise InputError(f"{name}: wanted a folder, got none; give --{name}")
-        if self.zoom_min > self.zoom_max:
-            raise InputError(f"zoom_min: must be at most zoom_max {self.zoom_max}, got {self.zoom_min}")
+        low, high = self.zoom
+        if low > high:
+            raise InputError(f"zoom_min: must be at most zoom_max {high}, got {low}")
         if self.ema_decay >= 1:
             raise InputError(f"ema_decay: must be below 1, got {self.ema_decay}")
         _ = self.crop_hw, self.max_seconds, self.loss_weights
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks."""
+        return tuple(self.task.split("+"))
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """What was chosen of the model: its own defaults left out."""
+        names = ("backbone", "output_stride", "width", "queries", "norm", "max_depth")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    @property
+    def zoom(self) -> tuple[float, float]:
+        """Smallest and largest random zoom. For depth none: a zoomed image looks nearer than it is."""
+        low, high = (1.0, 1.0) if "depth" in self.tasks else (0.5, 2.0)
+        return self.zoom_min or low, self.zoom_max or high
 
     @property
     def crop_hw(self) -> tuple[int, int] | None:

@@ -23,7 +23,7 @@ _README = f"""Street scenes rendered by DenseLab, with exact truth.
 
 KIND/SPLIT/NAME.png, the same NAME for every kind; pixel centres lie on whole numbers, x right, y down.
 images     8-bit RGB.
-labels     8-bit class ids, names and colours in dataset.yaml (CamVid's eleven classes).
+labels     8-bit class ids, names, colours and things in dataset.yaml (CamVid's eleven classes).
 instances  16-bit ids, 0 = none; cars, pedestrians, bicyclists, poles, signs, trees. In a clip an id is a track.
 depth      16-bit millimetres along the camera's z axis, at most {DEPTH_LIMIT_M} m; 0 = unknown: farther, or sky.
 normals    8-bit RGB, camera axes (x right, y down, z forward, so what faces the camera has z < 0):
@@ -33,6 +33,16 @@ scenes.json lists for every NAME its split, scene, frame, seed, size, intrinsics
 (world: y down, the road at y = 0) and visible instances (id, class_id, box x0 y0 x1 y1 in px, x1 and y1 exclusive).
 Frames of a clip are {FRAME_S} s apart. All frames of a scene are in one split.
 """
+
+_DESCRIPTION = STREET.to_dict() | {
+    "things": ["pole", "tree", "sign", "car", "pedestrian", "bicyclist"],
+    "masks": "labels",
+    "instances": "instances",
+    "depth": "depth",
+    "scale": 0.001,
+    "normals": "normals",
+    "intrinsics": "scenes.json",
+}
 
 Progress = Callable[[Iterable[Scene], int, str], Iterable[Scene]]
 
@@ -73,7 +83,7 @@ def write_scenes(
         for kind in KINDS:
             (folder / kind / split).mkdir(parents=True, exist_ok=True)
     _write_text(folder / "README.txt", _README)
-    _write_text(folder / "dataset.yaml", yaml.safe_dump(STREET.to_dict(), sort_keys=False, default_flow_style=None))
+    _write_text(folder / "dataset.yaml", yaml.safe_dump(_DESCRIPTION, sort_keys=False, default_flow_style=None))
     records: list[dict[str, Any]] = []
     rendered = _render_all(count, clip_frames or 1, size_hw, seed)
     for (scene_index, frame, split, name), scene in zip(plan, progress(rendered, len(plan), "rendering"), strict=True):

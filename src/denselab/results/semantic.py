@@ -1,30 +1,31 @@
-"""What a user gets from a model: plain numpy, at source size, checked when made."""
+"""Semantic segmentation: a class for every pixel."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
+from denselab import drawing
 from denselab.classes import VOID, Classes
+from denselab.drawing.canvas import row_bands
 from denselab.errors import InputError
-from denselab.files import atomic_path, write_json
+from denselab.results.result import Result
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_PIXELS_PER_BAND = 1 << 20
-
 
 @dataclass(frozen=True, eq=False)
-class SemanticMap:
+class SemanticMap(Result):
     """A class for every pixel.
 
     class_ids: uint8 [H, W], 0..K-1 or `void`; timing_ms: milliseconds per step (decode, engine, ...).
     Raises InputError where class_ids has another type or shape, or holds an id that is no class.
     """
+
+    task: ClassVar[str] = "semantic"
 
     class_ids: NDArray[np.uint8]
     classes: Classes
@@ -40,12 +41,20 @@ class SemanticMap:
             raise InputError(f"class_ids: wanted uint8 [H, W] with H, W >= 1, got {ids.dtype} {list(ids.shape)}")
         if not len(self.classes) <= self.void <= 255:
             raise InputError(f"void: wanted an id in {len(self.classes)}..255 that is no class, got {self.void}")
-        counts = _count_ids(ids)
+        # In bands, because bincount widens what it counts to 8 bytes a pixel.
+        counts = np.zeros(256, np.int64)
+        for rows in row_bands(self.hw):
+            counts += np.bincount(ids[rows].ravel(), minlength=256)
         strange = [int(i) for i in np.flatnonzero(counts[len(self.classes) :]) + len(self.classes) if i != self.void]
         if strange:
             wanted = f"0..{len(self.classes) - 1} or void {self.void}"
             raise InputError(f"class_ids: wanted {wanted}, got {strange[:5]}; set them to void or give their classes")
         object.__setattr__(self, "_id_counts", counts)
+
+    @property
+    def hw(self) -> tuple[int, int]:
+        """Height and width of the image in px."""
+        return self.class_ids.shape[0], self.class_ids.shape[1]
 
     def pixel_counts(self) -> NDArray[np.int64]:
         """Pixels per class, int64 [K]; void pixels are in none."""
@@ -65,54 +74,23 @@ class SemanticMap:
         picture.putpalette(palette.tobytes())  # turns "L" into "P", values unchanged
         return picture
 
-    def overlay(self, image: NDArray[np.uint8], opacity: float = 0.55, legend: bool = True) -> "Image":
-        """The image [H, W, 3] uint8 under translucent class colours, with a legend of class areas beside it."""
-        from denselab.drawing import overlay
+    def to_array(self) -> NDArray[np.uint8]:
+        """The class ids."""
+        return self.class_ids
 
-        return overlay(image, self.class_ids, self.classes, self.shares() if legend else None, self.void, opacity)
+    def overlay(self, image: NDArray[np.uint8], *, legend: bool = True, opacity: float = 0.55) -> "Image":
+        """The image [H, W, 3] uint8 under translucent class colours, with a legend of class areas below it."""
+        shares = self.shares() if legend else None
+        return drawing.overlay(image, self.class_ids, self.classes, shares, self.void, opacity)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything but the pixels, ready for JSON."""
-        height, width = self.class_ids.shape
+    def figures(self) -> dict[str, Any]:
+        """Pixels and share of every class and of void."""
         counts, shares = self.pixel_counts(), self.shares()
         void_pixels = int(self._id_counts[self.void])
         return {
-            "task": "semantic",
-            "model": self.model,
-            "width": width,
-            "height": height,
             "classes": [
                 {"id": i, "name": name, "colour": list(colour), "pixels": int(counts[i]), "share": float(shares[i])}
                 for i, (name, colour) in enumerate(zip(self.classes.names, self.classes.colours, strict=True))
             ],
             "void": {"id": self.void, "pixels": void_pixels, "share": void_pixels / self.class_ids.size},
-            "timing_ms": {step: round(ms, 3) for step, ms in self.timing_ms.items()},
         }
-
-    def save(self, path: str | Path) -> None:
-        """Write the labels (.png, .npy) or the figures (.json); a file that is there is replaced whole."""
-        path = Path(path)
-        match path.suffix.lower():
-            case ".png":
-                with atomic_path(path) as partial:
-                    self.to_image().save(partial, compress_level=1)
-            case ".npy":
-                with atomic_path(path) as partial:
-                    np.save(partial, self.class_ids)
-            case ".json":
-                write_json(path, self.to_dict())
-            case _:
-                raise InputError(f"{path}: wanted a name that ends in .png or .npy (labels) or .json (figures)")
-
-    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
-        """The class ids, for `numpy.asarray(result)`."""
-        return np.array(self.class_ids, dtype=dtype, copy=copy)
-
-
-def _count_ids(ids: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Pixels per id, int64 [256]; in bands, because bincount widens what it counts to 8 bytes a pixel."""
-    rows = max(1, _PIXELS_PER_BAND // ids.shape[1])
-    counts = np.zeros(256, np.int64)
-    for top in range(0, ids.shape[0], rows):
-        counts += np.bincount(ids[top : top + rows].ravel(), minlength=256)
-    return counts

@@ -1,0 +1,1 @@
+"""Predictions in files against truth in files, task by task; needs no torch."""
