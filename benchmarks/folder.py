@@ -31,7 +31,7 @@ with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         pixels = open_image(photo)
         decoded = time.perf_counter()
-        class_ids = predictor.class_ids(pixels)
+        class_ids = predictor.results_at_own_size(pixels)["semantic"]
         labelled = time.perf_counter()
         SemanticMap(class_ids, predictor.info.classes).save(Path(folder) / f"{number}.labels.png")
         seconds["decode"] += decoded - began

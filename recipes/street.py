@@ -190,11 +190,11 @@ def main(options: Options, resume: bool) -> None:
                 break
     print(f"{seen / len(images):.1f} passes over {len(images)} images", flush=True)
     checkpoint = out / "street.ckpt"
-    card = ModelCard("street", None, None, STREET, VOID, train_hw=(360, 480), score=None, licence=LICENCE)
+    card = ModelCard(("semantic",), "street", {}, STREET, train_hw=(360, 480), score=None, licence=LICENCE)
     weights = {f"averaged.model.{name}": tensor for name, tensor in averaged.state_dict().items()}
     save_atomically({KEY: card.to_dict(), "state_dict": weights}, checkpoint)
-    evaluation = evaluate(load_predictor(checkpoint), STREET, open_dataset(root), "test")
-    note_score(checkpoint, {"split": "test", "miou": evaluation.figures.miou, "images": evaluation.images})
+    evaluation = evaluate(load_predictor(checkpoint), open_dataset(root), "test")
+    note_score(checkpoint, {"split": "test", **evaluation.headlines(), "images": evaluation.images})
     print(evaluation.to_text())
 
 

@@ -15,15 +15,15 @@ from denselab.types import FeatureSpec, HeadSpec, QueryOutput
 
 
 class TinyPyramid(nn.Module):
-    """A backbone of one convolution per map, at strides 4, 8, 16, 32."""
+    """A backbone of one convolution per map, at strides 4, 8, and so on."""
 
     mean = (0.5, 0.5, 0.5)
     std = (0.25, 0.25, 0.25)
-    size_multiple = 32
 
-    def __init__(self, channels: tuple[int, int, int, int] = (8, 8, 12, 16)) -> None:
+    def __init__(self, channels: tuple[int, ...] = (8, 8, 12, 16)) -> None:
         super().__init__()
         self.features = tuple(FeatureSpec(c, 4 * 2**i) for i, c in enumerate(channels))
+        self.size_multiple = self.features[-1].stride
         self.first = nn.Conv2d(3, channels[0], 4, 4)
         self.rest = nn.ModuleList(nn.Conv2d(c, d, 2, 2) for c, d in itertools.pairwise(channels))
 
@@ -98,20 +98,20 @@ class _Tensors(nn.Module):
 def check_export(model: DensePredictor, atol: float = 1e-4) -> None:
     """One ONNX graph gives at several sizes what the model gives."""
     model = model.eval()
+    size = {2: torch.export.Dim("height", min=1), 3: torch.export.Dim("width", min=1)}
     step = model.size_multiple
-    size = {2: step * torch.export.Dim("rows", min=1), 3: step * torch.export.Dim("columns", min=1)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own deprecations
         program = torch.onnx.export(
             _Tensors(model),
-            (photos(1, 2 * step, 3 * step),),
+            (photos(1, 2 * step + 1, 3 * step + 1),),
             dynamo=True,
             dynamic_shapes={"pixels": size},
             opset_version=20,
             verbose=False,
         )
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    for size_hw in ((2 * step, 3 * step), (5 * step, step)):
+    for size_hw in ((2 * step + 1, 3 * step + 1), (5 * step - 3, step), (1, 1)):
         pixels = photos(1, *size_hw)
         wanted = model(pixels)
         mask_logits, values = session.run(None, {"pixels": pixels.numpy()})

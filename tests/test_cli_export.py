@@ -34,7 +34,7 @@ def refusal(*arguments: object) -> str:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    card = ModelCard("small", None, None, CLASSES, 255, (97, 129), None, "CC-BY-4.0")
+    card = ModelCard(("semantic",), "small", {}, CLASSES, (97, 129), None, "CC-BY-4.0")
     torch.manual_seed(0)
     state = {f"averaged.model.{name}": tensor for name, tensor in adapt(card.build()).state_dict().items()}
     path = tmp_path_factory.mktemp("run") / "best.ckpt"
@@ -72,12 +72,12 @@ def test_a_checkpoint_predicts_in_torch(checkpoint: Path) -> None:
 
 def test_an_artifact_with_its_receipt(checkpoint: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "mine.onnx"
-    arguments = (checkpoint, "-o", out, "--precision", "int8", "--data", data, "--max-miou-drop", 20)
+    arguments = (checkpoint, "-o", out, "--precision", "int8", "--data", data, "--max-score-drop", 20)
     result = run(*arguments, "--licence", "MIT", "--name", "ours")
     assert result.exit_code == 0, result.output
     info = read_info(out)
     assert (info.name, info.licence, info.precision, info.train_hw) == ("ours", "MIT", "int8", (97, 129))
-    assert info.receipt["miou"]["torch"] == 1
+    assert info.receipt["score"]["torch"] == {"mIoU": 1}
     assert info.receipt["image_source"] == f"{data.name} val"
     assert info.receipt["images"] == 3
     assert f"file size     {out.stat().st_size} bytes" in result.stdout
@@ -94,7 +94,7 @@ def test_without_data_the_run_says_where_it_is(
 ) -> None:
     sources: list[tuple[str, int, Any]] = []
 
-    def record(model: object, info: Any, out: Path, parity: Any, calibration: Any, *_: object, **__: object) -> Any:
+    def record(model: object, tasks: object, info: Any, out: Path, parity: Any, calibration: Any, *_: object, **__: object) -> Any:
         sources.append((parity.source, len(parity.images), info))
         raise InputError("stop here")
 
@@ -116,8 +116,8 @@ def test_without_data_the_run_says_where_it_is(
 
 
 def test_limits_are_options(checkpoint: Path, data: Path, tmp_path: Path) -> None:
-    arguments = (checkpoint, "-o", tmp_path / "a.onnx", "--data", data, "--precision", "bf16", "--max-miou-drop", 20)
-    assert "wanted the labels of torch on 100 % of pixels" in refusal(*arguments, "--min-agreement", 1)
+    arguments = (checkpoint, "-o", tmp_path / "a.onnx", "--data", data, "--precision", "bf16", "--max-score-drop", 20)
+    assert "wanted the answers of torch on 100 % of pixels" in refusal(*arguments, "--min-agreement", 1)
     assert list(tmp_path.iterdir()) == []
 
 

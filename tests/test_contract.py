@@ -113,7 +113,7 @@ def model_of(case: str) -> Model:
         model.train()(blobs(2, 96, 128))
         model.eval()
         if isinstance(model, DensePredictor) and model.spec.value_kind is ValueKind.IDENTITY:
-            scores = model(blobs(2, 96, 128)).mask_logits
+            scores = model(blobs(1, 160, 96)).mask_logits
             bias = [p for name, p in model.head.named_parameters() if name.endswith("bias")][-1]
             if len(bias) == CLASSES:
                 bias -= scores.mean(dim=(0, 2, 3))

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from denselab import _vision as _vision
 from denselab.backbones.from_timm import TimmBackbone
 from denselab.errors import InputError
+from denselab.heads.ocr import OcrHead
 from denselab.heads.per_pixel import PerPixelHead
 from denselab.model import DensePredictor
 from denselab.pixel_decoders.dpt import DptDecoder
@@ -64,10 +65,11 @@ class PlainBackbone(nn.Module):
 
 
 def test_export_equals_eager() -> None:
+    """Under OCR's head, so that one export tests both."""
     torch.manual_seed(0)
     backbone = PlainBackbone()
     decoder = DptDecoder(backbone.features, 8, (4, 4, 6, 6))
-    check_export(DensePredictor(backbone, decoder, PerPixelHead(decoder.features, 3)))
+    check_export(DensePredictor(backbone, decoder, OcrHead(decoder.features, 3, width=12, key_channels=6)))
 
 
 def copy_fusion(reference: nn.Module, ours: nn.Module, batch_norm: bool) -> None:
@@ -90,7 +92,7 @@ def test_equals_transformers(batch_norm: bool) -> None:
     torch.manual_seed(1)
     config = DPTConfig(
         hidden_size=16,
-        neck_hidden_sizes=[6, 8, 10, 12],
+        neck_hidden_sizes=[6, 8, 16, 12],
         fusion_hidden_size=8,
         reassemble_factors=[4, 2, 1, 0.5],
         readout_type="ignore",
@@ -102,7 +104,7 @@ def test_equals_transformers(batch_norm: bool) -> None:
         if isinstance(layer, nn.BatchNorm2d):
             for each in (layer.running_mean, layer.running_var, layer.weight, layer.bias):
                 each.uniform_(0.5, 1.5)
-    ours = DptDecoder(BLOCKS, 8, (6, 8, 10, 12), batch_norm=batch_norm, aligned_corners=True).eval()
+    ours = DptDecoder(BLOCKS, 8, (6, 8, 16, 12), batch_norm=batch_norm, aligned_corners=True).eval()
     for wanted, layer in zip(reference.reassemble_stage.layers, ours.reassemble, strict=True):
         values = [*wanted.projection.state_dict().values(), *wanted.resize.state_dict().values()]
         layer.load_state_dict(dict(zip(layer.state_dict(), values, strict=True)))

@@ -3,8 +3,8 @@
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,17 +20,25 @@ from denselab.cli import app
 from denselab.data.descriptor import open_dataset
 from denselab.errors import InputError
 from denselab.evaluate import evaluate
+from denselab.runtime.artifact import ArtifactInfo
+from denselab.runtime.predictor import Predictor
 from tiny_data import NAMES, write_tiny
 
 RED = Classes.named(("other", "red"))
 
 
-@dataclass
 class RedFinder:
     """Class 1 where red is at least 128."""
 
-    def class_ids(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return (pixels[..., 0] >= 128).astype(np.uint8)
+    engine = "by hand"
+
+    def run(self, image: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        return {"class_ids": (image[..., 0] >= 128).astype(np.uint8)}
+
+
+def red_finder(classes: Classes = RED) -> Predictor:
+    info = ArtifactInfo(("semantic",), "red", classes, 255, 1, None, "fp32", "MIT", None, {}, "0.1.0")
+    return Predictor(RedFinder(), info)
 
 
 @pytest.fixture
@@ -50,9 +58,9 @@ def invoke(*arguments: object) -> Result:
 
 
 def test_figures_by_hand(red_data: Path) -> None:
-    evaluation = evaluate(RedFinder(), RED, open_dataset(red_data), "test")
-    assert evaluation.figures.confusion.tolist() == [[1, 1, 0], [1, 1, 0]]
-    assert evaluation.figures.miou == pytest.approx(1 / 3)
+    evaluation = evaluate(red_finder(), open_dataset(red_data), "test")
+    assert evaluation.figures["semantic"].confusion.tolist() == [[1, 1, 0], [1, 1, 0]]
+    assert evaluation.figures["semantic"].miou == pytest.approx(1 / 3)
     assert (evaluation.to_dict()["split"], evaluation.to_dict()["images"]) == ("test", 1)
 
 
@@ -65,24 +73,24 @@ def test_images_come_in_order_and_all(tmp_path: Path) -> None:
         return items
 
     classes = Classes.named(NAMES)
-    evaluation = evaluate(RedFinder(), classes, dataset, "val", track)
+    evaluation = evaluate(red_finder(classes), dataset, "val", track)
     assert evaluation.images == 11
-    assert evaluation.figures.confusion.sum() == 6 * 64 * 96 + 5 * 48 * 80 - 11 * 4
+    assert evaluation.figures["semantic"].confusion.sum() == 6 * 64 * 96 + 5 * 48 * 80 - 11 * 4
     assert seen == [("evaluating val", 11)]
 
 
 def test_classes_must_be_the_same(red_data: Path) -> None:
     with pytest.raises(InputError, match=r"classes of the model \(red, other\), got those of the data \(other, red\)"):
-        evaluate(RedFinder(), Classes.named(("red", "other")), open_dataset(red_data), "test")
+        evaluate(red_finder(Classes.named(("red", "other"))), open_dataset(red_data), "test")
 
 
 def test_broken_file_and_missing_split_are_named(red_data: Path) -> None:
     with pytest.raises(InputError, match="wanted split val, got only test"):
-        evaluate(RedFinder(), RED, open_dataset(red_data), "val")
+        evaluate(red_finder(), open_dataset(red_data), "val")
     dataset = open_dataset(red_data)
     (red_data / "images" / "test" / "a.png").write_bytes(b"")
     with pytest.raises(InputError, match=r"a\.png"):
-        evaluate(RedFinder(), RED, dataset, "test")
+        evaluate(red_finder(), dataset, "test")
 
 
 def test_command_on_an_artifact_without_torch(red_data: Path, tmp_path: Path) -> None:
@@ -117,7 +125,7 @@ def test_command_refuses_before_it_works(red_data: Path, tmp_path: Path) -> None
 
 def test_checkpoint_and_its_artifact_give_the_same_numbers(tmp_path: Path) -> None:
     data = write_tiny(tmp_path / "data", {"train": 2, "val": 4}, sizes=((64, 96), (51, 77)))
-    card = ModelCard("small", "small", None, Classes.named(NAMES), 255, (64, 96), None, "CC0-1.0")
+    card = ModelCard(("semantic",), "small", {"backbone": "small"}, Classes.named(NAMES), (64, 96), None, "CC0-1.0")
     torch.manual_seed(0)
     state = {f"averaged.model.{name}": value for name, value in card.build().state_dict().items()}
     save_atomically({KEY: card.to_dict(), "state_dict": state}, tmp_path / "m.ckpt")

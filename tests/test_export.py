@@ -17,12 +17,13 @@ from denselab.export import artifact
 from denselab.export.artifact import export_artifact
 from denselab.export.examples import Examples, from_scenes
 from denselab.export.graph import ArtifactGraph, to_onnx
-from denselab.export.parity import Limits, Measured, Receipt, agreement, check, labels_of, measure, open_engines
+from denselab.export.parity import Limits, Measured, Receipt, agreement, check, measure, open_engines
 from denselab.export.torch_session import TorchSession
 from denselab.model import DensePredictor
 from denselab.runtime.artifact import read_info
-from denselab.runtime.session import OnnxRuntimeSession, OpenVinoSession
-from tiny_models import CLASSES, PHOTOS, photo, tiny_info, tiny_model
+from denselab.data.truth import Truth
+from denselab.runtime.session import OnnxRuntimeSession, OpenVinoSession, Session
+from tiny_models import CLASSES, PHOTOS, TASKS, photo, tiny_info, tiny_model
 
 SIZES_HW = [(1, 1), (1, 50), (16, 16), (17, 33), (96, 128), (101, 67)]
 
@@ -35,7 +36,7 @@ def model() -> DensePredictor:
 @pytest.fixture(scope="module")
 def exported(model: DensePredictor, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Receipt]:
     path = tmp_path_factory.mktemp("exported") / "tiny.onnx"
-    return path, export_artifact(model, tiny_info(), path, PHOTOS)
+    return path, export_artifact(model, TASKS, tiny_info(), path, PHOTOS)
 
 
 @pytest.fixture(scope="module")
@@ -63,17 +64,21 @@ def test_engines_label_as_torch_does_at_any_size(
     model: DensePredictor, exported: tuple[Path, Receipt], size_hw: tuple[int, int]
 ) -> None:
     image = photo(*size_hw)
-    expected = TorchSession(ArtifactGraph(model)).run(image)
-    assert expected.shape == size_hw
-    assert expected.dtype == np.uint8
+    expected = TorchSession(ArtifactGraph(model, TASKS)).run(image)
+    assert expected["class_ids"].shape == size_hw
+    assert expected["class_ids"].dtype == np.uint8
     for session in (OnnxRuntimeSession(exported[0]), OpenVinoSession(exported[0], precision="f32")):
         got = session.run(image)
-        assert got.dtype == np.uint8
-        assert agreement((expected,), (got,)) >= 0.999, session.engine
+        assert got["class_ids"].dtype == np.uint8
+        assert agreement("semantic", expected, got) >= 0.999, session.engine
+
+
+def labels_of(session: Session) -> list[np.ndarray]:
+    return [session.run(image)["class_ids"] for image in PHOTOS.images]
 
 
 def test_the_test_model_uses_every_class(model: DensePredictor) -> None:
-    ids = np.concatenate([ids.ravel() for ids in labels_of(TorchSession(ArtifactGraph(model)), PHOTOS)])
+    ids = np.concatenate([ids.ravel() for ids in labels_of(TorchSession(ArtifactGraph(model, TASKS)))])
     assert np.bincount(ids).min() > 0.1 * ids.size
 
 
@@ -81,13 +86,15 @@ def test_the_receipt_is_true(model: DensePredictor, exported: tuple[Path, Receip
     path, receipt = exported
     assert receipt.file_bytes == path.stat().st_size
     assert dict(read_info(path).receipt) == json.loads(json.dumps(receipt.to_dict()))
-    expected = labels_of(TorchSession(ArtifactGraph(model)), PHOTOS)
+    expected = labels_of(TorchSession(ArtifactGraph(model, TASKS)))
     engines = open_engines(path, receipt.threads)
-    assert dict(receipt.agreement) == {name: agreement(expected, labels_of(e, PHOTOS)) for name, e in engines.items()}
+    for name, engine in engines.items():
+        same = [(ours == theirs).mean() for ours, theirs in zip(expected, labels_of(engine), strict=True)]
+        assert receipt.agreement[name] == pytest.approx(np.mean(same))
     assert receipt.latency_hw == (97, 129)
     assert receipt.latency_ms.keys() == {"torch", *engines}
     assert min(receipt.latency_ms.values()) > 0
-    assert (receipt.images, receipt.image_source, receipt.miou) == (3, "blobs", None)
+    assert (receipt.images, receipt.image_source, receipt.score) == (3, "blobs", None)
 
 
 def test_the_receipt_reads_as_a_table(exported: tuple[Path, Receipt]) -> None:
@@ -110,19 +117,19 @@ def test_the_file_holds_one_model_and_nothing_of_this_machine(exported: tuple[Pa
 
 def test_truths_give_a_score(model: DensePredictor, quick: ModelProto, tmp_path: Path) -> None:
     # Truth is what torch says, but for one photo that is all void: torch scores 1, void counts nowhere.
-    ids = labels_of(TorchSession(ArtifactGraph(model)), PHOTOS)
-    truths = (*ids[:2], np.full_like(ids[2], 255))
+    ids = labels_of(TorchSession(ArtifactGraph(model, TASKS)))
+    truths = tuple(map(Truth, (*ids[:2], np.full_like(ids[2], 255))))
     examples = Examples("blobs", PHOTOS.images, truths)
-    receipt = export_artifact(model, tiny_info(), tmp_path / "a.onnx", examples, limits=Limits(0.999, 0.97, 0.05))
-    assert receipt.miou is not None
-    assert receipt.miou["torch"] == 1
-    assert 0.99 < receipt.miou["onnxruntime"] <= 1
+    receipt = export_artifact(model, TASKS, tiny_info(), tmp_path / "a.onnx", examples, limits=Limits(0.999, 0.97, 0.05))
+    assert receipt.score is not None
+    assert receipt.score["torch"] == {"mIoU": 1}
+    assert 0.99 < receipt.score["onnxruntime"]["mIoU"] <= 1
 
 
 def test_a_file_that_disagrees_is_not_written(model: DensePredictor, quick: ModelProto, tmp_path: Path) -> None:
     tamper(quick)
-    with pytest.raises(InputError, match=r"wanted the labels of torch on 97 % of pixels, got .* nothing was written"):
-        export_artifact(model, tiny_info(), tmp_path / "a.onnx", PHOTOS)
+    with pytest.raises(InputError, match=r"wanted the answers of torch on 97 % of pixels, got .* nothing was written"):
+        export_artifact(model, TASKS, tiny_info(), tmp_path / "a.onnx", PHOTOS)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -131,7 +138,7 @@ def test_a_good_file_survives_a_failed_export(model: DensePredictor, quick: Mode
     path.write_bytes(b"good")
     tamper(quick)
     with pytest.raises(InputError, match="nothing was written"):
-        export_artifact(model, tiny_info(), path, PHOTOS, overwrite=True)
+        export_artifact(model, TASKS, tiny_info(), path, PHOTOS, overwrite=True)
     assert path.read_bytes() == b"good"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -149,7 +156,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(InputError, match=r"a\.onnx: cannot be written \(No space left on device\); choose another"):
-        export_artifact(model, tiny_info(), tmp_path / "a.onnx", PHOTOS)
+        export_artifact(model, TASKS, tiny_info(), tmp_path / "a.onnx", PHOTOS)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -164,7 +171,7 @@ def test_a_file_that_changes_on_its_way_is_not_kept(
 
     monkeypatch.setattr(artifact, "_write", write_tampered)
     with pytest.raises(RuntimeError, match="what was written is not what was measured"):
-        export_artifact(model, tiny_info(), tmp_path / "a.onnx", PHOTOS)
+        export_artifact(model, TASKS, tiny_info(), tmp_path / "a.onnx", PHOTOS)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -182,24 +189,25 @@ def test_unsuitable_targets(model: DensePredictor, tmp_path: Path, name: str, te
     (tmp_path / "folder.onnx").mkdir()
     (tmp_path / "there.onnx").write_bytes(b"good")
     with pytest.raises(InputError, match=text):
-        export_artifact(model, tiny_info(), tmp_path / name, PHOTOS)
+        export_artifact(model, TASKS, tiny_info(), tmp_path / name, PHOTOS)
     assert (tmp_path / "there.onnx").read_bytes() == b"good"
 
 
 def test_a_fixed_network_size_keeps_the_source_size(
     model: DensePredictor, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    graph = ArtifactGraph(model, network_hw=(64, 96))
+    graph = ArtifactGraph(model, TASKS, network_hw=(64, 96))
     (tmp_path / "fixed.onnx").write_bytes(to_onnx(graph).SerializeToString())
     assert capfd.readouterr() == ("", "")
     session = OnnxRuntimeSession(tmp_path / "fixed.onnx")
     for size_hw in ((1, 1), (64, 96), (131, 57)):
         image = photo(*size_hw)
         expected = TorchSession(graph).run(image)
-        assert expected.shape == size_hw
-        assert agreement((expected,), (session.run(image),)) >= 0.999
+        assert expected["class_ids"].shape == size_hw
+        assert agreement("semantic", expected, session.run(image)) >= 0.999
     same_size = photo(64, 96)
-    np.testing.assert_array_equal(TorchSession(graph).run(same_size), TorchSession(ArtifactGraph(model)).run(same_size))
+    fixed, free = (TorchSession(each).run(same_size) for each in (graph, ArtifactGraph(model, TASKS)))
+    np.testing.assert_array_equal(fixed["class_ids"], free["class_ids"])
 
 
 class _Moody(nn.Module):
@@ -219,24 +227,46 @@ def test_a_model_that_cannot_be_traced_is_an_error_of_one_line() -> None:
     with pytest.raises(
         InputError, match=r"^this model cannot be exported to run at any size \(.*; give the one size.*$"
     ):
-        to_onnx(ArtifactGraph(model))
+        to_onnx(ArtifactGraph(model, TASKS))
 
 
 def test_agreement_by_hand() -> None:
-    ours = (np.array([[0, 1], [2, 2]], np.uint8), np.array([[1]], np.uint8))
-    theirs = (np.array([[0, 1], [2, 0]], np.uint8), np.array([[0]], np.uint8))
-    assert agreement(ours, ours) == 1
-    assert agreement(ours, theirs) == pytest.approx(3 / 5)
-    with pytest.raises(InputError, match=r"labels photo 1 as \(1, 1\), wanted its size \(2, 2\)"):
-        agreement((ours[1], ours[0]), (ours[1], ours[1]))
+    ours, theirs = np.array([[0, 1], [2, 2]]), np.array([[0, 1], [2, 0]])
+    for task, name in (("semantic", "class_ids"), ("panoptic", "panoptic_ids")):
+        assert agreement(task, {name: ours}, {name: ours}) == 1
+        assert agreement(task, {name: ours}, {name: theirs}) == 3 / 4
+        with pytest.raises(InputError, match=r"answers in the shape \(1, 2\), wanted \(2, 2\)"):
+            agreement(task, {name: ours}, {name: ours[:1]})
+    depth = {"depth_m": np.array([[1.0, 10.0, 0.5]])}
+    assert agreement("depth", depth, {"depth_m": np.array([[1.009, 10.2, 0.5]])}) == pytest.approx(2 / 3)
+    up, tilted = np.zeros((3, 1, 2)), np.zeros((3, 1, 2))
+    up[2] = tilted[2] = 1
+    tilted[:, 0, 1] = (np.sin(np.radians(2)), 0, np.cos(np.radians(2)))
+    assert agreement("normals", {"normals": up}, {"normals": tilted}) == 0.5
 
 
-def measured(shares: dict[str, float], miou: dict[str, float] | None = None) -> Measured:
-    return Measured(shares, miou, {}, (1, 1), 1, 4, "blobs")
+def test_agreement_of_instances_by_hand() -> None:
+    masks = np.array([[[1, 1, 0, 0]], [[0, 0, 1, 1]], [[1, 1, 1, 1]]], np.uint8)
+    ours = {"instance_masks": masks, "instance_classes": np.array([0, 1, 0]), "instance_scores": np.array([0.9, 0.4, 0.1])}
+    assert agreement("instance", ours, ours) == 1
+    order = [1, 0, 2]  # two that changed places, as engines do where scores are close
+    swapped = {name: values[order] for name, values in ours.items()}
+    assert agreement("instance", ours, swapped) == 1
+    smaller = {**ours, "instance_masks": masks * np.array([1, 0, 1, 1], np.uint8)}
+    assert agreement("instance", ours, smaller) == pytest.approx((3 / 4 + 1) / 2)  # its best partner is the third
+    other_class = {**ours, "instance_classes": np.array([0, 0, 0])}
+    assert agreement("instance", ours, other_class) == 0.5
+    unsure = {**ours, "instance_scores": np.zeros(3)}
+    assert agreement("instance", unsure, ours) == 1
+
+
+def measured(shares: dict[str, float], score: dict[str, float] | None = None, figure: str = "mIoU") -> Measured:
+    scores = None if score is None else {engine: {figure: value} for engine, value in score.items()}
+    return Measured(shares, scores, ("AbsRel",), {}, (1, 1), 1, 4, "blobs")
 
 
 def test_limits_by_hand() -> None:
-    limits = Limits(exact=0.999, default=0.97, miou_drop=0.01)
+    limits = Limits(exact=0.999, default=0.97, score_drop=0.01)
     good = {"openvino": 0.97, "openvino in fp32": 0.999, "onnxruntime": 1.0}
     check(measured(good), limits)
     check(measured(good, {"torch": 0.6, "openvino": 0.5901, "openvino in fp32": 0.6, "onnxruntime": 0.7}), limits)
@@ -246,8 +276,11 @@ def test_limits_by_hand() -> None:
         check(measured({**good, "openvino": 0.969}), limits)
     with pytest.raises(InputError, match="got nan %"):
         check(measured({"onnxruntime": float("nan")}), limits)
-    with pytest.raises(InputError, match=r"in openvino: wanted at most 1 mIoU points below torch, got 1\.10"):
+    with pytest.raises(InputError, match=r"in openvino: wanted a loss of at most 1 points of mIoU .*, got 1\.10"):
         check(measured({"openvino": 1.0}, {"torch": 0.6, "openvino": 0.589}), limits)
+    check(measured({"openvino": 1.0}, {"torch": 0.2, "openvino": 0.2019}, "AbsRel"), limits)
+    with pytest.raises(InputError, match=r"points of AbsRel against torch, got 2\.00"):
+        check(measured({"openvino": 1.0}, {"torch": 0.2, "openvino": 0.204}, "AbsRel"), limits)
 
 
 def test_rendered_scenes_stand_in_for_photos() -> None:
@@ -259,6 +292,6 @@ def test_rendered_scenes_stand_in_for_photos() -> None:
 
 def test_measure_leaves_the_threads_alone(model: DensePredictor, exported: tuple[Path, Receipt]) -> None:
     before = torch.get_num_threads()
-    again = measure(exported[0], TorchSession(ArtifactGraph(model)), PHOTOS, len(CLASSES))
+    again = measure(exported[0], TorchSession(ArtifactGraph(model, TASKS)), PHOTOS, CLASSES)
     assert again.threads == torch.get_num_threads() == before
     assert again.agreement == exported[1].agreement

@@ -17,7 +17,7 @@ from denselab.export.precision import Precision
 from denselab.export.quantize import quantize_int8, store_bf16
 from denselab.model import DensePredictor
 from denselab.runtime.artifact import read_info
-from tiny_models import PHOTOS, tiny_info, tiny_model
+from tiny_models import PHOTOS, TASKS, tiny_info, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def model() -> DensePredictor:
 
 @pytest.fixture(scope="module")
 def traced(model: DensePredictor) -> ModelProto:
-    return to_onnx(ArtifactGraph(model))
+    return to_onnx(ArtifactGraph(model, TASKS))
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def exported(
         patch.setattr(artifact, "to_onnx", lambda graph: traced)
         for precision in Precision:
             path = folder / f"{precision}.onnx"
-            made[precision] = path, export_artifact(model, tiny_info(precision), path, PHOTOS, PHOTOS)
+            made[precision] = path, export_artifact(model, TASKS, tiny_info(precision), path, PHOTOS, PHOTOS)
     return made
 
 
@@ -108,7 +108,7 @@ def test_weights_are_quantized_per_channel(exported: dict[Precision, tuple[Path,
 def test_int8_needs_calibration_photos(model: DensePredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(artifact, "to_onnx", lambda graph: ModelProto())
     with pytest.raises(InputError, match="calibration: int8 needs photos to calibrate with"):
-        export_artifact(model, tiny_info(Precision.INT8), tmp_path / "a.onnx", PHOTOS)
+        export_artifact(model, TASKS, tiny_info(Precision.INT8), tmp_path / "a.onnx", PHOTOS)
 
 
 def test_a_bad_calibration_is_refused(
@@ -117,7 +117,7 @@ def test_a_bad_calibration_is_refused(
     monkeypatch.setattr(artifact, "to_onnx", lambda graph: traced)
     grey = Examples("grey", (np.full((32, 32, 3), 128, np.uint8),))
     with pytest.raises(InputError, match="other calibration images"):
-        export_artifact(model, tiny_info(Precision.INT8), tmp_path / "a.onnx", PHOTOS, grey)
+        export_artifact(model, TASKS, tiny_info(Precision.INT8), tmp_path / "a.onnx", PHOTOS, grey)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -154,9 +154,9 @@ def test_examples_are_spread_over_the_preferred_split(camvid: Path) -> None:
     from denselab.data.descriptor import open_dataset
 
     dataset = open_dataset(camvid)
-    examples = from_dataset(dataset, PARITY_SPLITS, 2)
+    examples = from_dataset(dataset, ["semantic"], PARITY_SPLITS, 2)
     assert examples.source == "camvid test"
     assert [image.shape for image in examples.images] == [(360, 480, 3)] * 2
     assert examples.truths is not None
-    assert [truth.shape for truth in examples.truths] == [(360, 480)] * 2
-    assert len(from_dataset(dataset, ("val",), 10_000).images) == len(dataset.split("val"))
+    assert [truth.hw for truth in examples.truths] == [(360, 480)] * 2
+    assert len(from_dataset(dataset, ["semantic"], ("val",), 10_000).images) == len(dataset.split("val"))

@@ -265,6 +265,8 @@ def test_export_equals_eager() -> None:
         program = torch.onnx.export(
             graph, (photos(1, 33, 49),), dynamo=True, dynamic_shapes={"pixels": size}, opset_version=20, verbose=False
         )
+    # OpenVINO computes those in bf16 where the CPU has it, which is too coarse for positions.
+    assert "MatMul" not in {node.op_type for node in program.model_proto.graph.node}
     written = program.model_proto.SerializeToString()
     onnx_runtime = onnxruntime.InferenceSession(written, providers=["CPUExecutionProvider"])
     core = openvino.Core()

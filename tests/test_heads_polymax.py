@@ -21,9 +21,14 @@ from head_checks import TinyPyramid, check_batch, check_export, check_gradients,
 DEPTH = DepthValues(max_m=60.0)
 
 
-def polymax(values: Values, norm: Norm = Norm.GROUP, layers: tuple[int, ...] = (1, 1)) -> DensePredictor:
+def polymax(
+    values: Values,
+    norm: Norm = Norm.GROUP,
+    layers: tuple[int, ...] = (1, 1),
+    channels: tuple[int, ...] = (16, 16, 16, 16),
+) -> DensePredictor:
     torch.manual_seed(0)
-    backbone = TinyPyramid((16, 16, 16, 16))
+    backbone = TinyPyramid(channels)
     head = PolyMaXHead(backbone.features, values, 7, layers, 32, 16, 48, 2, norm=norm)
     for name, parameter in head.named_parameters():  # kMaX begins with updates of zero
         if name.endswith("norm.weight") and not parameter.any():
@@ -38,6 +43,12 @@ def test_depth_by_hand() -> None:
     """Half-way between 0.1 m and 10 m, in log depth, lies 1 m; a quarter of the way 0.1 * 100^(1/4) m."""
     raw = torch.tensor([-100.0, -math.log(3), 0.0, 100.0])
     torch.testing.assert_close(activated(raw, DepthValues()), torch.tensor([0.1, 0.1 * 100**0.25, 1.0, 10.0]))
+
+
+def test_metres_are_float32() -> None:
+    near_max = torch.tensor([6.0, 6.03125], dtype=torch.bfloat16)
+    assert activated(near_max, DEPTH).dtype == torch.float32
+    assert activated(near_max, DEPTH).unique().numel() == 2
 
 
 def test_logits_and_normals_stay() -> None:
@@ -90,12 +101,6 @@ def test_regression_keeps_the_contract(values: Values) -> None:
     check_gradients(model)
 
 
-def test_regression_exports() -> None:
-    torch.manual_seed(0)
-    backbone = TinyPyramid()
-    check_export(DensePredictor(backbone, PassThrough(backbone.features), RegressionHead(backbone.features, DEPTH, 8)))
-
-
 @torch.no_grad()
 def test_regression_by_hand() -> None:
     """A map of ones through identity convolutions and a weight of log 3 is three quarters of the way to max_m."""
@@ -136,9 +141,8 @@ def test_polymax_keeps_the_contract(values: Values) -> None:
     check_gradients(model)
 
 
-@pytest.mark.parametrize("norm", [Norm.BATCH])
-def test_polymax_exports(norm: Norm) -> None:
-    check_export(polymax(DEPTH, norm, (1,)))
+def test_polymax_exports() -> None:
+    check_export(polymax(DEPTH, Norm.BATCH, (1,), (16, 16)))
 
 
 @torch.no_grad()

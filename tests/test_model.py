@@ -57,8 +57,8 @@ def test_the_head_says_what_leaves() -> None:
 def test_build_is_the_function_of_that_name() -> None:
     by_name, by_function = zoo.build("small", num_classes=3), zoo.small(3)
     assert [p.shape for p in by_name.parameters()] == [p.shape for p in by_function.parameters()]
-    assert zoo.build("deeplabv3", "small", 3, output_stride=16).spec.mask_stride == 16
-    assert zoo.build("lraspp", "test_resnet", 3, output_stride=8).backbone.features[-1].stride == 8
+    assert zoo.build("deeplabv3", choices={"backbone": "small", "output_stride": 16}).spec.mask_stride == 16
+    assert zoo.build("lraspp", choices={"backbone": "test_resnet", "output_stride": 8}).backbone.features[-1].stride == 8
 
 
 def test_a_backbone_that_cannot_be_dilated_keeps_its_stride() -> None:
@@ -109,8 +109,20 @@ def test_lraspp_reads_what_mobilenetv3_gives() -> None:
             r"output_stride: the backbone 'small' has 16",
         ),
         ({"model": "deeplabv3", "backbone": "test_vit", "output_stride": 8}, r"'test_vit' cannot be dilated to 8"),
+        (
+            {"model": "fpn", "tasks": ("depth",)},
+            r"task: the model 'fpn' serves semantic, got depth; models for it: dpt, polymax, kmax",
+        ),
+        (
+            {"model": "eomt", "tasks": ("panoptic", "semantic")},
+            r"task: the model 'eomt' serves one task at a time, got panoptic\+semantic; models for several: kmax",
+        ),
+        ({"model": "kmax", "tasks": ("depth", "depth")}, r"task: wanted one or more different tasks, got depth\+depth"),
+        ({"model": "kmax", "max_depth": 9}, "max_depth: wanted only for depth, got 9 for semantic; leave it out"),
+        ({"model": "kmax", "norm": "layer"}, "norm: wanted batch or group or frozen, got 'layer'"),
     ],
 )
 def test_misuse_is_named(choices: dict[str, object], text: str) -> None:
     with pytest.raises(InputError, match=text):
-        zoo.build(**{"num_classes": 3, **choices})
+        given = dict(choices)
+        zoo.build(given.pop("model"), given.pop("tasks", ("semantic",)), 3, given)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from denselab.classes import STREET
-from denselab.data.descriptor import open_dataset, read_pair
+from denselab.data.descriptor import open_dataset
 from denselab.data.scenes import Scene, render_clip, render_scene, write_scenes
 from denselab.data.scenes.shade import surface
 from denselab.data.scenes.solids import Look, Solid, Street, box, ellipsoid, extrude, limb, placed, rod, stack
@@ -300,16 +300,19 @@ def test_written_scenes_open_as_a_data_set(tmp_path: Path) -> None:
     write_scenes(tmp_path, 10, SMALL, seed=2, progress=progress)
     assert shown == [(10, "rendering")]
     dataset = open_dataset(tmp_path)
-    assert dataset.classes == STREET
-    assert {split: len(pairs) for split, pairs in dataset.pairs.items()} == {"train": 8, "val": 1, "test": 1}
+    assert dataset.classes
+    assert (dataset.classes.names, dataset.classes.colours) == (STREET.names, STREET.colours)
+    assert {split: len(items) for split, items in dataset.splits.items()} == {"train": 8, "val": 1, "test": 1}
     records = json.loads((tmp_path / "scenes.json").read_text())["scenes"]
     assert [record["seed"] for record in records] == list(range(2_000_000, 2_000_010))
-    record, pair = records[9], dataset.pairs["test"][0]
-    assert pair.image.stem == record["name"] == "scene_000009"
+    record, item = records[9], dataset.split("test")[0]
+    assert item.name == record["name"] == "scene_000009"
     scene = render_scene(record["seed"], SMALL)
-    image, ids = read_pair(pair, dataset)
+    image, truth = dataset.read(item, {"semantic", "instance"})
     np.testing.assert_array_equal(image, scene.image)
-    np.testing.assert_array_equal(ids, scene.class_ids)
+    np.testing.assert_array_equal(truth.class_ids, scene.class_ids)
+    assert truth.segments is not None
+    assert {s.id for s in truth.segments.segments if not s.is_crowd} == {i.id for i in scene.instances}
 
     def stored(kind: str) -> NDArray[np.generic]:
         return np.array(Image.open(tmp_path / kind / "test" / "scene_000009.png"))

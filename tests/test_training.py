@@ -24,7 +24,7 @@ from denselab.evaluate import Evaluation
 from denselab.training import callbacks
 from denselab.training.ema import AveragedModel
 from denselab.training.fit import fit
-from denselab.training.module import SemanticModule, learning_rate
+from denselab.training.module import DenseModule, learning_rate
 from denselab.training.options import ClassWeighting, Decay, FitOptions, Precision
 from tiny_data import NAMES, write_tiny
 
@@ -62,14 +62,14 @@ def tiny_options(data: Path, out: Path, **changes: Any) -> FitOptions:
 
 def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C during that training step."""
-    taken = SemanticModule.training_step
+    taken = DenseModule.training_step
 
-    def training_step(self: SemanticModule, batch: Any, batch_idx: int) -> torch.Tensor:
+    def training_step(self: DenseModule, batch: Any, batch_idx: int) -> torch.Tensor:
         if self.global_step == step - 1:
             os.kill(os.getpid(), signal.SIGINT)
         return taken(self, batch, batch_idx)
 
-    monkeypatch.setattr(SemanticModule, "training_step", training_step)
+    monkeypatch.setattr(DenseModule, "training_step", training_step)
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -93,11 +93,11 @@ def test_learns_in_seconds_and_leaves_everything_behind(
         tiny_options(tiny, run, epochs=12, workers=1, picture_epochs=5, class_weights=ClassWeighting.INVERSE_LOG)
     )
     assert isinstance(evaluation, Evaluation)
-    assert evaluation.figures.miou > 0.9
+    assert evaluation.figures["semantic"].miou > 0.9
     assert (evaluation.split, evaluation.images) == ("val", 4)
 
     written = json.loads((run / "evaluation.json").read_text())
-    assert written["miou"] == pytest.approx(evaluation.figures.miou)
+    assert written["miou"] == pytest.approx(evaluation.figures["semantic"].miou)
     rows = read_rows(run / "metrics.csv")
     assert [int(row["epoch"]) for row in rows] == list(range(1, 13))
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"]) / 3
@@ -109,13 +109,13 @@ def test_learns_in_seconds_and_leaves_everything_behind(
     said = capsys.readouterr()
     assert "8 images to train, 4 to validate" in said.out
     assert "epoch 12/12  loss 0." in said.err
-    assert "val mIoU 9" in said.err
+    assert "val mIoU 0.9" in said.err
 
     loaded = load_checkpoint(run / "best.ckpt")
-    assert loaded.classes.names == NAMES
+    assert loaded.card.classes.names == NAMES
     assert not loaded.model.training
     assert loaded.card.train_hw == (64, 96)
-    assert loaded.card.score == {"split": "val", "miou": evaluation.figures.miou, "images": 4}
+    assert loaded.card.score == {"split": "val", "mIoU": evaluation.figures["semantic"].miou, "images": 4}
     state = weights(run / "best.ckpt")
     assert torch.equal(loaded.model.head.classify.weight, state["averaged.model.head.classify.weight"])
 
@@ -284,7 +284,7 @@ def test_learning_rate_by_hand() -> None:
 
 
 def test_card_survives_as_plain_data(tmp_path: Path) -> None:
-    card = ModelCard("small", None, None, STREET, 255, (32, 48), {"miou": 0.5}, "CC0-1.0")
+    card = ModelCard(("semantic",), "small", {"width": 8}, STREET, (32, 48), {"mIoU": 0.5}, "CC0-1.0")
     save_atomically({KEY: card.to_dict()}, tmp_path / "x.ckpt")
     assert ModelCard.from_dict(torch.load(tmp_path / "x.ckpt", weights_only=True)[KEY]) == card
 
@@ -323,7 +323,7 @@ def test_full_disk_is_named_and_what_was_saved_stays(
     monkeypatch.setattr(torch, "save", save_twice)
     with pytest.raises(InputError, match=r"run: the disk is full; free some space and go on with --resume"):
         fit(tiny_options(tiny, tmp_path / "run"))
-    assert load_checkpoint(tmp_path / "run" / "best.ckpt").classes.names == NAMES
+    assert load_checkpoint(tmp_path / "run" / "best.ckpt").card.classes.names == NAMES
     assert weights(tmp_path / "run" / "last.ckpt")
 
 

@@ -12,8 +12,10 @@ from denselab.heads.per_pixel import PerPixelHead
 from denselab.model import DensePredictor
 from denselab.pixel_decoders.top_down import TopDownDecoder
 from denselab.runtime.artifact import ArtifactInfo
+from denselab.tasks.task import make_task
 
 CLASSES = Classes.named(("left", "middle", "right"))
+TASKS = (make_task("semantic", CLASSES),)
 
 
 def photo(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -48,4 +50,4 @@ def tiny_model() -> DensePredictor:
 
 
 def tiny_info(precision: Precision = Precision.FP32) -> ArtifactInfo:
-    return ArtifactInfo("semantic", "tiny", CLASSES, 255, 16, (97, 129), precision, "Apache-2.0", None, {}, "0.1.0")
+    return ArtifactInfo(("semantic",), "tiny", CLASSES, 255, 16, (97, 129), precision, "Apache-2.0", None, {}, "0.1.0")

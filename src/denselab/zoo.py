@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, assert_never, cast
 
 from denselab.backbones.from_timm import OutputStrideError, TimmBackbone
-from denselab.backbones.plain_tokens import PlainTokens
+from denselab.backbones.plain_tokens import split_transformer
 from denselab.backbones.pooled import PooledBackbone
 from denselab.backbones.simple_pyramid import SimplePyramid
 from denselab.backbones.small import SmallBackbone
@@ -191,12 +191,9 @@ def eomt(
     num_classes: int, backbone: str = "vit_large_patch14_dinov2", pretrained: bool = False, queries: int = 200
 ) -> DensePredictor:
     """EoMT: Kerssies et al. 2025, Table 1 (ViT-L, 56.0 PQ on COCO val at 640 px). backbone: a plain ViT of timm."""
-    maps = PlainTokens(backbone, pretrained)
-    return DensePredictor(
-        maps,
-        PassThrough(maps.features),
-        EomtHead(maps.features, maps.last_blocks, maps.last_norm, num_classes, queries),
-    )
+    maps, last_blocks, norm = split_transformer(backbone, pretrained)
+    head = EomtHead(maps.features, last_blocks, norm, num_classes, queries)
+    return DensePredictor(maps, PassThrough(maps.features), head)
 
 
 def panoptic_deeplab(
@@ -234,9 +231,8 @@ def _on_kmax_decoder(
 ) -> Model:
     if norm not in (each.value for each in Norm):
         raise InputError(f"norm: wanted {' or '.join(each.value for each in Norm)}, got {norm!r}")
-    stages = tuple(
-        replace(stage, width=stage.width * width // 256) for stage in PUBLISHED_STAGES[-len(maps.features) :]
-    )
+    published = [PUBLISHED_STAGES[f.stride] for f in maps.features[::-1] if f.stride in PUBLISHED_STAGES]
+    stages = tuple(replace(stage, width=stage.width * width // 256) for stage in published)
     decoder = KMaXPixelDecoder(maps.features, stages, _heads_of(width), norm=Norm(norm))
     sizes: dict[str, Any] = {"width": width, "embed_width": width // 2, "ffn_width": 8 * width}
 

@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denselab.classes import Classes
-from denselab.data.coco_instances import Shapes
 from denselab.data.dataset import Dataset, Item
 from denselab.data.descriptor import open_dataset
 from denselab.data.segment_maps import painted
+from denselab.data.shapes import Shapes
 from denselab.data.truth import SizeMismatchError, Truth, UnknownLabelError
+from denselab.data.yolo_seg import YoloFile
 from denselab.errors import InputError
 from denselab.segments import Segments
 
@@ -299,11 +300,17 @@ def _kind(error: InputError) -> ProblemKind:
 
 def _object_problems(item: Item, truth: Truth) -> list[Problem]:
     """Objects of polygons and runs that lie outside the image, or are there twice."""
-    if truth.segments is None or truth.hw is None or not isinstance(item.labels, Shapes):
+    if truth.segments is None:
         return []
-    source = item.labels.source
-    shapes = item.labels.shapes
-    kept = {segment.id for segment in item.labels.segments(truth.hw).segments}
+    match item.labels:
+        case Shapes() as labels:
+            pass
+        case YoloFile() as file:
+            labels = file.shapes_at(truth.segments.hw)
+        case _:
+            return []
+    source, shapes = labels.source, labels.shapes
+    kept = {segment.id for segment in labels.segments(truth.segments.hw).segments}
     problems = [
         Problem(ProblemKind.OUTSIDE, f"{source}: {item.name}: annotation {shape.number} has no pixel in the image")
         for place, shape in enumerate(shapes, start=1)

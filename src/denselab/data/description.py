@@ -36,6 +36,10 @@ KEYS = (
     "normal_signs",
     "splits",
 )
+YOLO_NAME = "data.yaml"
+YOLO_KEYS = ("path", "train", "val", "test", "nc", "download", "kpt_shape", "flip_idx", "roboflow")
+"""Keys of YOLO's own descriptor; only path, train, val and test are used, and names."""
+
 FROM_DEPTH = "from depth"
 _T = TypeVar("_T")
 
@@ -48,6 +52,10 @@ class Layout(StrEnum):
     COCO_INSTANCES = "coco_instances"
     DEPTH_LIST = "depth_list"
     SEVEN_SCENES = "seven_scenes"
+    CITYSCAPES = "cityscapes"
+    ADE20K = "ade20k"
+    VOC = "voc"
+    YOLO_SEG = "yolo_seg"
 
 
 @dataclass(frozen=True)
@@ -232,14 +240,14 @@ def read_description(path: Path) -> Description:
             raise InputError(
                 f"{path}: wanted one descriptor, got {' and '.join(file.name for file in found)}; remove one"
             )
-        if not found:
+        if not found and not (path / YOLO_NAME).is_file():
             return Description(path, path / DESCRIPTOR_NAMES[0], {})
-        source = found[0]
+        source = found[0] if found else path / YOLO_NAME
     elif path.suffix.lower() in (".yaml", ".yml", ".json") and path.is_file():
         source = path
     else:
         got = "a file" if path.exists() else "no such folder"
-        raise InputError(f"{path}: wanted a data folder, got {got}; name the folder, or a descriptor (.yaml) with root:")
+        raise InputError(f"{path}: wanted a data folder, got {got}; name the folder or its .yaml")
     values = _parsed(source)
     given = Description(source.parent, source, values)
     root = source.parent / (given.typed("root", str, "the path of the data folder") or "")
@@ -251,12 +259,13 @@ def read_description(path: Path) -> Description:
 def _parsed(source: Path) -> Mapping[str, Any]:
     try:
         text = source.read_text("utf-8")
-        values = json.loads(text) if source.suffix == ".json" else yaml.safe_load(text)
+        values = json.loads(text) if source.suffix == ".json" else yaml.safe_load(text) or {}
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{source}: wanted YAML or JSON, got text that does not parse: {error}") from error
     if not isinstance(values, dict):
         raise InputError(f"{source}: wanted keys out of {', '.join(KEYS)}, got {values!r}")
-    unknown = [str(key) for key in values if key not in KEYS]
+    known = KEYS if "train" not in values else (*KEYS, *YOLO_KEYS)
+    unknown = [str(key) for key in values if key not in known]
     if unknown:
         raise InputError(f"{source}: wanted keys out of {', '.join(KEYS)}, got {', '.join(unknown)}; rename or remove")
     return {str(key): value for key, value in values.items()}

@@ -4,7 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import assert_never
 
-from denselab.data import coco_instances, coco_panoptic
+from denselab.data import ade20k, cityscapes, coco_instances, coco_panoptic, voc
+from denselab.data.ade20k import open_ade20k
+from denselab.data.cityscapes import open_cityscapes
 from denselab.data.coco import find_coco_files
 from denselab.data.coco_instances import open_coco_instances
 from denselab.data.coco_panoptic import open_coco_panoptic
@@ -14,6 +16,8 @@ from denselab.data.description import Description, Layout, read_description
 from denselab.data.folders import open_folders
 from denselab.data.seven_scenes import has_sequences, open_seven_scenes
 from denselab.data.splits import chosen_splits, with_validation
+from denselab.data.voc import open_voc
+from denselab.data.yolo_seg import has_yolo_labels, open_yolo_seg
 
 
 def open_dataset(root: str | Path) -> Dataset:
@@ -44,6 +48,14 @@ def _open(described: Description) -> Dataset:
             return open_depth_lists(described)
         case Layout.SEVEN_SCENES:
             return open_seven_scenes(described)
+        case Layout.CITYSCAPES:
+            return open_cityscapes(described)
+        case Layout.ADE20K:
+            return open_ade20k(described)
+        case Layout.VOC:
+            return open_voc(described)
+        case Layout.YOLO_SEG:
+            return open_yolo_seg(described)
         case _:
             assert_never(layout)
 
@@ -53,12 +65,26 @@ def recognised(described: Description) -> Layout:
 
     Of COCO's files the panoptic ones are taken where both are there: they hold the instances too.
     """
+    given = described.values.get("annotations")
+    if isinstance(given, str) and described.resolve("annotations", given).is_dir():
+        return Layout.YOLO_SEG
+    if given is not None:
+        return Layout.COCO_PANOPTIC if coco_panoptic.PREFIX in str(given) else Layout.COCO_INSTANCES
     if find_coco_files(described, coco_panoptic.PREFIX):
         return Layout.COCO_PANOPTIC
     if find_coco_files(described, coco_instances.PREFIX):
         return Layout.COCO_INSTANCES
-    if find_depth_lists(described.root):
+    root = described.root
+    if (root / cityscapes.IMAGES).is_dir() and (root / cityscapes.TRUTHS).is_dir():
+        return Layout.CITYSCAPES
+    if (root / ade20k.NAMES_FILE).is_file():
+        return Layout.ADE20K
+    if (root / voc.LISTS).is_dir() and (root / voc.MASKS).is_dir():
+        return Layout.VOC
+    if "train" in described or has_yolo_labels(root):
+        return Layout.YOLO_SEG
+    if find_depth_lists(root):
         return Layout.DEPTH_LIST
-    if has_sequences(described.root):
+    if has_sequences(root):
         return Layout.SEVEN_SCENES
     return Layout.FOLDERS

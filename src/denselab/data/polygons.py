@@ -4,7 +4,8 @@ COCO's masks are defined by its rasteriser, so another rule (Pillow's, or pixel 
 scores along every outline. The rule: corners are rounded to fifths of a px; edges are walked in steps of a fifth along
 their longer axis, always from the end with the smaller coordinate on it; where the walk crosses the middle of a column
 of pixels, the column changes between out and in at the first row whose centre is not above the crossing.
-Source: cocodataset/cocoapi@8c9bcc3 common/maskApi.c rleFrPoly, of which this is a vectorised account in integers.
+Source: cocodataset/cocoapi common/maskApi.c rleFrPoly, of which this is a vectorised account in integers; equal on
+every pixel to pycocotools 2.0.11 (tests).
 """
 
 from collections.abc import Sequence

@@ -59,15 +59,16 @@ Values = ClassValues | DepthValues | NormalValues
 def activated(raw: Float[Tensor, "..."], values: Values) -> Float[Tensor, "..."]:
     """Raw numbers of a network as values: depths become metres, logits and normals stay as they are.
 
-    Depth is min_m * (max_m / min_m) ** sigmoid(raw): bounded, and even in log depth, where both the losses (SILog)
-    and the metrics (AbsRel, delta) measure. A step of `raw` changes near and far depths by a like factor, so rooms
-    and streets train alike whatever max_m is, and the start (raw = 0) is the geometric mean of the range. The
-    linear max_m * sigmoid(raw) of PolyMaX and AdaBins starts at half of max_m, which is too far for nearly every
-    pixel, and its bins lie sparsest, in ratio, where it is near.
+    Depth is min_m * (max_m / min_m) ** sigmoid(raw): bounded, with a gradient everywhere between, and even in log
+    depth, where the losses (SILog) and the metrics (AbsRel, delta) measure: a step of `raw` changes the near and the
+    far by like factors, in rooms as in streets. It begins (raw = 0) at the geometric mean of the range. The linear
+    max_m * sigmoid(raw) of PolyMaX and AdaBins begins at half of max_m, 30 m in a street whose median depth is 9 m,
+    and its bins lie farthest apart, in ratio, where it is near. Metres are float32 under autocast too: the steps of
+    bfloat16 just below sigmoid = 1 would be of 2 % in depth.
     """
     match values:
         case DepthValues(max_m=max_m, min_m=min_m):
-            return torch.exp(math.log(min_m) + math.log(max_m / min_m) * raw.sigmoid())
+            return torch.exp(math.log(min_m) + math.log(max_m / min_m) * raw.float().sigmoid())
         case ClassValues() | NormalValues():
             return raw
         case _:

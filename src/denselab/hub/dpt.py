@@ -137,7 +137,10 @@ class FusionHead(nn.Module):
 
 
 class DepthAnythingHead(FusionHead):
-    """The same; these convolutions know the size of the input themselves."""
+    """The same, resized to the size of the input between the convolutions.
+
+    They are called one by one, for transformers turns that size into plain integers, which ties a traced model to it.
+    """
 
     def __init__(self, neck: Any, head: Any, inputs: tuple[FeatureSpec, ...], recipe: HubRecipe) -> None:
         super().__init__(neck, head, inputs, 1, recipe)
@@ -145,7 +148,10 @@ class DepthAnythingHead(FusionHead):
 
     def answer(self, fused: list[Tensor], height: int, width: int) -> Float[Tensor, "B 1 H W"]:
         """Depth at the size of the input."""
-        return self.head(fused, height, width)[:, None]
+        head = self.head
+        size_hw = (height * self.patch_px, width * self.patch_px)
+        x = F.interpolate(head.conv1(fused[head.head_in_index]), size=size_hw, mode="bilinear", align_corners=True)
+        return head.activation2(head.conv3(head.activation1(head.conv2(x)))) * head.max_depth
 
 
 def dpt(net: DPTForDepthEstimation | DPTForSemanticSegmentation, recipe: HubRecipe) -> DensePredictor:

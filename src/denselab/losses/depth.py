@@ -87,7 +87,7 @@ def silog(
 def aligned_l1(
     pred: Float[Tensor, "B H W"], target: Float[Tensor, "B H W"], known: Bool[Tensor, "B H W"], kept: float = 0.8
 ) -> Tensor:
-    """Scale- and shift-invariant loss: half the mean of |p' - t'| after both are aligned (MiDaS, eq. 5 to 7).
+    """Scale- and shift-invariant loss: half the mean of |p' - t'| after both are aligned (MiDaS, section 5).
 
     x' = (x - median x) / mean |x - median x| over the known pixels of an image. Of their errors the `kept` share with
     the smallest is summed (the "trimmed" loss), and divided by the number of all. MiDaS aligns disparities.
@@ -102,7 +102,7 @@ def aligned_l1(
 
 
 def gradient_matching(errors: Float[Tensor, "B H W"], known: Bool[Tensor, "B H W"], scales: int = 4) -> Tensor:
-    """Sum over scales of the mean of |dx error| + |dy error| between neighbours (MegaDepth, eq. 4; MiDaS, eq. 11).
+    """Sum over scales of the mean of |dx error| + |dy error| between neighbours (MegaDepth, MiDaS).
 
     Scale k takes every 2^k-th row and column. Only pairs of known pixels; a mean over known pixels.
     """

@@ -27,7 +27,7 @@ from denselab.types import HeadSpec, QueryOutput, SegmentTargets, ValueKind
 _LEAST_WEIGHT = 1e-5
 _VOID_SCORE = -99999.0
 _NEVER = -1e9
-_POSITIVE = 0.75  # alpha of eq. 12; negatives count 1 - alpha
+_POSITIVE = 0.75  # alpha of the paper; negatives count 1 - alpha
 
 
 class NegativeWeight(Enum):
@@ -35,7 +35,7 @@ class NegativeWeight(Enum):
 
     VOID_OVERLAP: the share of its mask that lies in no segment, at least 1e-5, as in both published codes: only a
     query that claims such pixels is taught "no object"; others keep what the head's bias towards it gives them.
-    ONE: as in the paper (eq. 11).
+    ONE: as in the paper (section 3.2).
     """
 
     VOID_OVERLAP = "overlap with void"
@@ -172,7 +172,7 @@ def _assign(
     spec: HeadSpec,
     weights: MaxDeepLabWeights,
 ) -> _Assigned:
-    """Match by the similarity p(c) * dice (eq. 7), and lay out what follows from it per query."""
+    """Match by the similarity p(c) * dice, and lay out what follows from it per query."""
     mask_probs, class_probs = output.mask_logits.softmax(dim=1), output.values.softmax(dim=-1)
     hw, stride, num_classes = _hw(mask_probs), spec.mask_stride, spec.value_dim - 1
 
@@ -250,7 +250,7 @@ def _terms(
 def dice_similarity(
     mask_probs: Float[Tensor, "Q h w"], masks: Float[Tensor, "N h w"], labelled: Float[Tensor, "h w"]
 ) -> Float[Tensor, "Q N"]:
-    """Dice coefficient 2 sum(p m) / (sum p + sum m) of every query with every segment, outside void (eq. 8)."""
+    """Dice coefficient 2 sum(p m) / (sum p + sum m) of every query with every segment, outside void."""
     probs = mask_probs * labelled
     overlap = torch.einsum("qhw,nhw->qn", probs, masks)
     return overlap / ((probs.sum(dim=(1, 2))[:, None] + masks.sum(dim=(1, 2))) / 2 + 1e-5)

@@ -1,6 +1,6 @@
 """Losses for surface normals, over pixels whose normal is known.
 
-Do et al.: Surface Normal Estimation of Tilted Images via Spatial Rectifier, ECCV 2020, eq. 4 (truncated angular loss);
+Do et al.: Surface Normal Estimation of Tilted Images, ECCV 2020 (the truncated angular loss [recalled]);
 Yang et al.: PolyMaX, WACV 2024, section 4 [recalled: both an angular and an L2 loss; their weights are ours].
 """
 

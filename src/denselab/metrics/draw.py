@@ -1,4 +1,4 @@
-"""A confusion matrix as a picture."""
+"""A confusion matrix and a reliability plot as pictures."""
 
 from collections.abc import Sequence
 
@@ -7,9 +7,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from denselab.errors import InputError
+from denselab.metrics.calibration import CalibrationFigures
+from denselab.metrics.table import percent
 
 INK, ABSENT = (30, 30, 30), (236, 236, 236)
 MAX_DRAWN_CLASSES = 500
+BAR, GAP = (8, 64, 129), (232, 161, 152)
 LIGHT, DARK = np.array((255, 255, 255)), np.array((8, 64, 129))
 
 
@@ -62,6 +65,34 @@ def confusion_picture(confusion: NDArray[np.int64], names: Sequence[str]) -> Ima
                 ink = (255, 255, 255) if share > 0.5 else INK
                 text = f"{100 * share:.1f}" if share < 0.9995 else "100"
                 draw.text((x + cell_px // 2, y + cell_px // 2), text, ink, small, anchor="mm")
+    return picture
+
+
+def reliability_picture(figures: CalibrationFigures, side_px: int = 480) -> Image.Image:
+    """RGB picture of accuracy over confidence: a bar per bin, the gap to its mean confidence in red, the diagonal of a
+    calibrated model, and below how the pixels are spread over the bins."""
+    margin_px, spread_px, count = 46, side_px // 4, len(figures.pixels)
+    font = ImageFont.load_default(13)
+    picture = Image.new("RGB", (side_px + 2 * margin_px, side_px + spread_px + 3 * margin_px), "white")
+    draw = ImageDraw.Draw(picture)
+    left, top, bottom = margin_px, margin_px, margin_px + side_px
+    floor = bottom + margin_px + spread_px
+    most = max(int(figures.pixels.max()), 1)
+    for m in range(count):
+        if not figures.pixels[m]:
+            continue
+        x0, x1 = left + side_px * m // count, left + side_px * (m + 1) // count - 2
+        accuracy_y, confidence_y = (round(bottom - side_px * v[m]) for v in (figures.accuracy, figures.confidence))
+        draw.rectangle((x0, accuracy_y, x1, bottom), BAR)
+        draw.rectangle((x0, min(accuracy_y, confidence_y), x1, max(accuracy_y, confidence_y)), GAP)
+        draw.rectangle((x0, floor - round(spread_px * figures.pixels[m] / most), x1, floor), ABSENT, outline=INK)
+    draw.line((left, bottom, left + side_px, top), INK)
+    draw.rectangle((left, top, left + side_px, bottom), outline=INK)
+    for share in (0.0, 0.5, 1.0):
+        draw.text((left - 6, bottom - round(side_px * share)), f"{share:g}", INK, font, anchor="rm")
+        draw.text((left + round(side_px * share), bottom + 6), f"{share:g}", INK, font, anchor="mt")
+    draw.text((left, top - 12), f"accuracy over confidence; ECE {percent(figures.ece)} %", INK, font, anchor="ls")
+    draw.text((left, floor + 8), "pixels by confidence", INK, font, anchor="lt")
     return picture
 
 

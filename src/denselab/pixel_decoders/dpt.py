@@ -19,8 +19,8 @@ class DptDecoder(nn.Module):
 
     inputs: maps of blocks of a plain transformer, early to late, all at one stride; or a pyramid, whose maps have
     their strides already and go to the fusion as they are (as the convolutional maps of DPT-Hybrid).
-    widths: channels of the reassembled maps of a plain transformer. batch_norm: in the residual units; the paper
-    has it for segmentation and not for depth.
+    widths: channels of the reassembled maps of a plain transformer. batch_norm: in the residual units; the
+    authors' code has it for segmentation and not for depth.
     full: upsample after the last fusion too, as the paper does; without, the map leaves at the stride of the finest
     and is four times cheaper. aligned_corners: interpolate as the authors' weights want it; else cells stay in place.
     The readout token is ignored, the first of the paper's three ways: backbones give maps and no tokens.
@@ -39,7 +39,9 @@ class DptDecoder(nn.Module):
     ) -> None:
         super().__init__()
         pyramid = _reassembled(inputs, widths)
-        self.reassemble = nn.ModuleList(reassemble(f, to) for f, to in zip(inputs, pyramid, strict=True))
+        self.reassemble = nn.ModuleList(
+            nn.Identity() if pyramid is inputs else reassemble(f, to) for f, to in zip(inputs, pyramid, strict=True)
+        )
         self.project = nn.ModuleList(nn.Conv2d(f.channels, width, 3, padding=1, bias=False) for f in pyramid)
         self.fusions = nn.ModuleList(
             Fusion(width, has_coarser=level + 1 < len(pyramid), batch_norm=batch_norm) for level in range(len(pyramid))
@@ -66,10 +68,8 @@ class DptDecoder(nn.Module):
 def reassemble(source: FeatureSpec, target: FeatureSpec) -> nn.Module:
     """To the channels and the stride of `target`: 1x1 convolution, then a transposed or strided one (section 3.2).
 
-    Upwards its kernel is its stride, downwards 3x3. Nothing where source and target are alike.
+    Upwards its kernel is its stride, downwards 3x3.
     """
-    if source == target:
-        return nn.Identity()
     project = nn.Conv2d(source.channels, target.channels, 1)
     if target.stride < source.stride:
         ratio = source.stride // target.stride

@@ -22,7 +22,7 @@ def read_segment_ids(path: Path) -> NDArray[np.int32]:
     colours = picture if picture.mode == "RGB" else picture.convert("RGB")
     # Pillow holds RGB as four bytes a pixel: taken whole they are the id, but for the fourth.
     words = np.frombuffer(colours.tobytes("raw", "RGBX"), "<u4")
-    return (words & _ID_BITS).astype(np.int32).reshape(picture.height, picture.width)
+    return (words & _ID_BITS).view(np.int32).reshape(picture.height, picture.width)
 
 
 def read_depth(

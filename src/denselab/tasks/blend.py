@@ -4,7 +4,7 @@ from typing import assert_never
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from denselab.types import HeadSpec, MaskNorm, QueryOutput, ValueKind
@@ -47,3 +47,29 @@ def at_source(
         maps = F.interpolate(maps, size=full_hw, mode="bilinear", align_corners=False)
     maps = maps[:, :, :height, :width]
     return maps if network_hw is None else F.interpolate(maps, size=size_hw, mode="bilinear", align_corners=False)
+
+
+def chosen_probs(
+    mask_logits: Float[Tensor, "B Q h w"],
+    slots: Int[Tensor, "B N"],
+    spec: HeadSpec,
+    size_hw: tuple[int, int],
+    network_hw: tuple[int, int] | None = None,
+) -> Float[Tensor, "B N H W"]:
+    """Mask probabilities of some queries at the size of the input; logits are upsampled, which keeps thin things.
+
+    Where masks compete over queries, those that are not chosen are upsampled as one: their log-sum-exp.
+    """
+    chosen = mask_logits.gather(1, slots[..., None, None].expand(-1, -1, *mask_logits.shape[-2:]))
+    match spec.mask_norm:
+        case MaskNorm.SIGMOID:
+            return at_source(chosen, spec.mask_stride, size_hw, network_hw).sigmoid()
+        case MaskNorm.SOFTMAX if slots.shape[1] == mask_logits.shape[1]:
+            return at_source(chosen, spec.mask_stride, size_hw, network_hw).softmax(dim=1)
+        case MaskNorm.SOFTMAX:
+            taken = torch.zeros_like(mask_logits[:, :, 0, 0]).scatter(1, slots, 1.0)[..., None, None]
+            others = (mask_logits - 1e4 * taken).logsumexp(dim=1, keepdim=True)
+            every = at_source(torch.cat([chosen, others], dim=1), spec.mask_stride, size_hw, network_hw)
+            return every.softmax(dim=1)[:, :-1]
+        case _:
+            assert_never(spec.mask_norm)

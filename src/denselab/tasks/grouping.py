@@ -122,15 +122,15 @@ def nearest_centre(
 ) -> Int[Tensor, "B hw"]:
     """Index of the valid centre that is nearest to cell + offset, all in cells.
 
-    argmin |c - p|^2 = argmin |c|^2 - 2 c . p: one matrix product and one array of N * h * w.
+    Not as a matrix product, which OpenVINO computes in bf16 where the CPU has it: positions need more than 8 bits.
     """
     rows, columns = offsets.shape[-2:]
     row = torch.arange(rows, dtype=offsets.dtype, device=offsets.device)[:, None] + offsets[:, 0]
     column = torch.arange(columns, dtype=offsets.dtype, device=offsets.device) + offsets[:, 1]
-    points = torch.stack([row, column], dim=1).flatten(2)
-    squared = torch.where(valid, centres.square().sum(dim=2), torch.inf)
-    distances = squared[..., None] - 2 * centres @ points
-    return distances.min(dim=1).indices
+    far_if_invalid = torch.where(valid[..., None], centres, torch.inf)
+    down, right = (centre[..., None] for centre in far_if_invalid.unbind(dim=2))
+    squared = (row.flatten(1)[:, None] - down).square() + (column.flatten(1)[:, None] - right).square()
+    return squared.min(dim=1).indices
 
 
 def _cell_of_pixel(size_hw: tuple[int, int], stride: int, columns: int) -> Int[Tensor, "HW"]:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from denselab.tasks.blend import at_source, mask_probs
+from denselab.tasks.blend import chosen_probs
 from denselab.types import HeadSpec, MaskNorm, QueryOutput
 
 InstanceAnswer = tuple[UInt8[Tensor, "B N H W"], Int[Tensor, "B N"], Float[Tensor, "B N"]]
@@ -42,12 +42,10 @@ def decode(
     count = min(rules.max_instances, class_probs.shape[1] * len(things))
     scores, places = class_probs.flatten(1).topk(count, dim=1)
     slots, labels = places // len(things), class_ids[places % len(things)]
-    probs = mask_probs(output.mask_logits, spec.mask_norm)
-    probs = probs.gather(1, slots[..., None, None].expand(-1, -1, *probs.shape[-2:]))
-    probs = at_source(probs, spec.mask_stride, size_hw, network_hw)
+    probs = chosen_probs(output.mask_logits, slots, spec, size_hw, network_hw)
     masks = probs > _confidence(spec.mask_norm, rules)
     confidence = (probs * masks).sum(dim=(2, 3)) / masks.sum(dim=(2, 3)).clamp(min=1)
-    scores, order = (scores * confidence).sort(dim=1, descending=True, stable=True)
+    scores, order = (scores * confidence).topk(count, dim=1)
     masks = masks.gather(1, order[..., None, None].expand_as(masks))
     return masks.byte(), labels.gather(1, order).int(), scores
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from denselab.tasks.blend import at_source, mask_probs
+from denselab.tasks.blend import chosen_probs
 from denselab.types import HeadSpec, MaskNorm, QueryOutput
 
 PanopticAnswer = tuple[Int[Tensor, "B H W"], Int[Tensor, "B S"], Float[Tensor, "B S"]]
@@ -44,15 +44,12 @@ def decode(
     """Segments at input size, of a head whose values are class logits.
 
     Masks that compete over queries are merged mask by mask (kMaX-DeepLab), masks of their own by the most probable
-    one at every pixel (MaskFormer). Probabilities are upsampled bilinearly, where the papers upsample logits: of the
-    masks that are not looked at nothing needs to be upsampled then.
+    one at every pixel (MaskFormer).
     """
     scores, labels = output.values.softmax(dim=-1)[..., :-1].max(dim=-1)
     slots = scores.topk(min(rules.max_segments, scores.shape[1]), dim=1).indices.sort(dim=1).values
     scores, labels = scores.gather(1, slots), labels.gather(1, slots)
-    probs = mask_probs(output.mask_logits, spec.mask_norm)
-    probs = probs.gather(1, slots[..., None, None].expand(-1, -1, *probs.shape[-2:]))
-    probs = at_source(probs, spec.mask_stride, size_hw, network_hw)
+    probs = chosen_probs(output.mask_logits, slots, spec, size_hw, network_hw)
     match spec.mask_norm:
         case MaskNorm.SOFTMAX:
             return merge_by_mask(scores, labels, probs, things, rules)
@@ -78,7 +75,7 @@ def merge_by_mask(
     areas = masks.sum(dim=(2, 3))
     confidence = (probs * masks).sum(dim=(2, 3)) / areas.clamp(min=1)
     ranking = scores**rules.class_weight * confidence**rules.mask_weight
-    order = ranking.argsort(dim=1, descending=True, stable=True)
+    order = _falling(ranking)
     sure = _sure(scores, labels, things, rules)
     ids = torch.zeros_like(masks[:, 0], dtype=torch.int32)
     kept: list[Tensor] = []
@@ -110,8 +107,12 @@ def merge_by_pixel(
     enough = won.sum(dim=(2, 3)) >= rules.overlap * own.sum(dim=(2, 3))
     kept = sure & enough & taken.any(dim=3).any(dim=2)
     ids = ((number + 1) * (taken & kept[..., None, None])).sum(dim=1).int()
-    order = scores.argsort(dim=1, descending=True, stable=True)
+    order = _falling(scores)
     return _join_stuff(ids, order, kept.gather(1, order), labels, scores, things)
+
+
+def _falling(scores: Float[Tensor, "B S"]) -> Int[Tensor, "B S"]:
+    return scores.topk(scores.shape[1], dim=1).indices  # a sort, but for engines that have none
 
 
 def _of_slot(values: Tensor, slot: Int[Tensor, "B"]) -> Tensor:
@@ -127,7 +128,8 @@ def is_thing(labels: Int[Tensor, "B S"], things: tuple[int, ...]) -> Bool[Tensor
 def _sure(
     scores: Float[Tensor, "B S"], labels: Int[Tensor, "B S"], things: tuple[int, ...], rules: MergeRules
 ) -> Bool[Tensor, "B S"]:
-    return torch.where(is_thing(labels, things), scores > rules.thing_score, scores > rules.stuff_score)
+    thing = is_thing(labels, things)
+    return (thing & (scores > rules.thing_score)) | (~thing & (scores > rules.stuff_score))
 
 
 def _join_stuff(

@@ -1,0 +1,315 @@
+"""denselab.from_hf: a pretrained model of the Hugging Face hub, or of a folder, as one of ours."""
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from denselab import _vision as _vision  # before transformers, which imports torchvision
+
+# isort: split
+import huggingface_hub
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    DepthAnythingForDepthEstimation,
+    DPTForDepthEstimation,
+    DPTForSemanticSegmentation,
+    EomtForUniversalSegmentation,
+    Mask2FormerForUniversalSegmentation,
+    PreTrainedModel,
+    SegformerForSemanticSegmentation,
+)
+from transformers.utils.hub import cached_file
+
+from denselab.classes import Classes
+from denselab.errors import InputError
+from denselab.hub.dpt import LEAST_INVERSE_DEPTH, depth_anything, dpt
+from denselab.hub.eomt import eomt, masked_blocks
+from denselab.hub.mask2former import mask2former
+from denselab.hub.parts import HubRecipe, Rgb
+from denselab.hub.segformer import segformer
+from denselab.model import DensePredictor
+
+_FAMILIES: dict[str, tuple[type[PreTrainedModel], Callable[[Any, HubRecipe], DensePredictor]]] = {
+    net.__name__: (net, family)
+    for net, family in (
+        (SegformerForSemanticSegmentation, segformer),
+        (DPTForDepthEstimation, dpt),
+        (DPTForSemanticSegmentation, dpt),
+        (DepthAnythingForDepthEstimation, depth_anything),
+        (Mask2FormerForUniversalSegmentation, mask2former),
+        (EomtForUniversalSegmentation, eomt),
+    )
+}
+_REFUSALS = (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError)
+"""All ways in which transformers says that it cannot load something."""
+
+COCO_THINGS = 80
+"""Of COCO's 133 panoptic classes the first 80, person to toothbrush, are things."""
+COCO_PANOPTIC = 133
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A pretrained model in evaluation mode on the CPU, and what it is.
+
+    source: name on the hub or folder. tasks: what it can do, first what it was trained for. classes: None for depth.
+    relative_depth: its depth is known up to the scale and shift of its inverse, and in no unit. train_hw: size of a
+    usual training photo in px, if known. network_hw: size to run at inside an artifact, None where it can run at any.
+    licence: as the hub names it. note: what a user should know. recipe: how to build it again, see `rebuild`.
+    """
+
+    model: DensePredictor
+    source: str
+    tasks: tuple[str, ...]
+    classes: Classes | None
+    relative_depth: bool
+    train_hw: tuple[int, int] | None
+    network_hw: tuple[int, int] | None
+    licence: str
+    note: str
+    recipe: HubRecipe
+
+
+def from_hf(
+    source: str | Path,
+    *,
+    task: str | None = None,
+    things: Sequence[int | str] | None = None,
+    metric_depth: bool | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+) -> HubModel:
+    """Load a model that transformers saved, with weights in safetensors: SegFormer, DPT, Depth Anything, Mask2Former
+    or EoMT.
+
+    source: a folder, or a name on the hub ("org/name"), fetched and cached by transformers at `revision` with `token`.
+    task: what masks with classes are: semantic, instance or panoptic. things: ids or names of the classes whose objects
+        are told apart. Files on the hub say neither. With neither given, COCO's 133 classes are panoptic (the first 80
+        are things), COCO's 80 are instance, all others semantic; with things given, panoptic.
+    metric_depth: whether depth is in metres. Depth Anything says that itself; DPT counts as relative unless told.
+
+    Relative networks give inverse depth of unknown scale and shift; depth is then 1 / max(inverse, 1e-3), so that
+    farther is more, and must be aligned, in inverse depth, before it is scored.
+    Raises InputError: no such folder or model, not reachable or not permitted, another architecture, weights that are
+    missing or no safetensors, no file on normalisation, options that do not fit.
+    """
+    name = _checked(source)
+    options = {"revision": revision, "token": token}
+    config = _loaded(name, "a configuration of transformers (config.json)", AutoConfig.from_pretrained, options)
+    architecture = next(iter(config.architectures or ()), "none")
+    if architecture not in _FAMILIES:
+        raise InputError(
+            f"{name}: wanted one of {', '.join(_FAMILIES)}, got the architecture {architecture} "
+            f"(model_type {config.model_type}); choose another model"
+        )
+    net_class, _ = _FAMILIES[architecture]
+    processor = _loaded(
+        name,
+        "the image processor (preprocessor_config.json), which says how pixels are normalised; "
+        "save it there with save_pretrained",
+        AutoImageProcessor.from_pretrained,
+        options,
+    )
+    wanted = "weights that fit the configuration in safetensors (model.safetensors); save it so with save_pretrained"
+    choices = {"use_safetensors": True, "attn_implementation": "eager", "dtype": torch.float32}
+    net, report = _loaded(name, wanted, net_class.from_pretrained, options | choices | {"output_loading_info": True})
+    relative = _is_relative(net, metric_depth)
+    recipe = HubRecipe(
+        architecture,
+        json.loads(config.to_json_string()),
+        *pixel_statistics(processor),
+        relative,
+        masked_blocks(net) if isinstance(net, EomtForUniversalSegmentation) else (),
+    )
+    model = assemble(net, recipe)
+    _check_complete(name, net, model, report["missing_keys"])
+    tasks, classes, notes = _meaning(net, task, things)
+    if relative:
+        notes.append(
+            "Depth is relative: its inverse is known up to scale and shift. Align it before scoring; it is in no unit "
+            f"and ends at {1 / LEAST_INVERSE_DEPTH:g}."
+        )
+    if getattr(processor, "do_reduce_labels", False):
+        notes.append("Class 0 is 1 in the masks of its training data, where 0 is void (do_reduce_labels).")
+    train_hw = _usual_hw(processor.size)
+    fixed = isinstance(net, Mask2FormerForUniversalSegmentation)
+    return HubModel(
+        model.eval(),
+        name,
+        tasks,
+        classes,
+        relative,
+        train_hw,
+        train_hw if fixed else None,
+        _licence(name, options),
+        " ".join(notes),
+        recipe,
+    )
+
+
+def rebuild(recipe: HubRecipe) -> DensePredictor:
+    """The model of a recipe with new weights; nothing is fetched. Raises InputError for an unknown architecture."""
+    if recipe.architecture not in _FAMILIES:
+        raise InputError(f"recipe: wanted one of {', '.join(_FAMILIES)}, got {recipe.architecture!r}; update denselab")
+    net_class, _ = _FAMILIES[recipe.architecture]
+    config: Any = net_class.config_class
+    return assemble(net_class._from_config(config.from_dict(dict(recipe.config)), attn_implementation="eager"), recipe)
+
+
+def assemble(net: PreTrainedModel, recipe: HubRecipe) -> DensePredictor:
+    """A network of transformers as backbone, pixel decoder and head, with its own weights."""
+    _, family = _FAMILIES[recipe.architecture]
+    return family(net, recipe)
+
+
+def pixel_statistics(processor: Any) -> tuple[Rgb, Rgb]:
+    """Mean and standard deviation, for pixels in [0, 1], of what an image processor does to bytes."""
+    scale = 255 * (processor.rescale_factor if processor.do_rescale else 1)
+    mean = processor.image_mean if processor.do_normalize else 0.0
+    std = processor.image_std if processor.do_normalize else 1.0
+    return _rgb(mean, scale), _rgb(std, scale)
+
+
+def _rgb(values: float | Sequence[float], scale: float) -> Rgb:
+    red, green, blue = [values] * 3 if isinstance(values, float | int) else values
+    return red / scale, green / scale, blue / scale
+
+
+def _checked(source: str | Path) -> str:
+    """The name of a folder that exists or of a model on the hub."""
+    if Path(source).is_dir():
+        return str(source)
+    if isinstance(source, Path) or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source):
+        raise InputError(f"{source}: wanted a folder, or the name of a model on the hub (org/name), got no such folder")
+    return source
+
+
+def _loaded(name: str, wanted: str, load: Callable[..., Any], options: Mapping[str, Any]) -> Any:
+    try:
+        return load(name, **options)
+    except _REFUSALS as error:
+        mend = (
+            "check the folder"
+            if Path(name).is_dir()
+            else "check the name and the connection, and log in (hf auth login, or token=) if the model is gated"
+        )
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise InputError(f"{name}: wanted {wanted}; got: {reason} ({mend})") from error
+
+
+def _check_complete(name: str, net: PreTrainedModel, model: DensePredictor, missing: Sequence[str]) -> None:
+    used = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    owned = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    lacking = sorted(key for key in missing if key in owned and id(owned[key]) in used)
+    if lacking:
+        raise InputError(
+            f"{name}: wanted all weights of {type(net).__name__}, got none for {', '.join(lacking[:3])}"
+            f"{' and others' if lacking[3:] else ''}; choose a model that was trained for this"
+        )
+
+
+def _is_relative(net: PreTrainedModel, metric_depth: bool | None) -> bool:
+    config: Any = net.config
+    match net:
+        case DepthAnythingForDepthEstimation():
+            says_metric = config.depth_estimation_type == "metric"
+            if metric_depth not in (None, says_metric):
+                raise InputError(
+                    f"metric_depth: wanted what the model says itself (depth_estimation_type: "
+                    f"{config.depth_estimation_type}), got {metric_depth}; leave it out"
+                )
+            return not says_metric
+        case DPTForDepthEstimation():
+            return not metric_depth
+        case _:
+            if metric_depth is not None:
+                raise InputError(f"metric_depth: {type(net).__name__} gives no depth, got {metric_depth}; leave it out")
+            return False
+
+
+def _meaning(
+    net: PreTrainedModel, task: str | None, things: Sequence[int | str] | None
+) -> tuple[tuple[str, ...], Classes | None, list[str]]:
+    """Tasks, classes and notes."""
+    match net:
+        case DPTForDepthEstimation() | DepthAnythingForDepthEstimation():
+            _only("depth", net, task, things)
+            return ("depth",), None, []
+        case SegformerForSemanticSegmentation() | DPTForSemanticSegmentation():
+            _only("semantic", net, task, things)
+            return ("semantic",), Classes.named(_names(net)), []
+        case _:
+            return _meaning_of_masks(_names(net), task, things)
+
+
+def _only(only: str, net: PreTrainedModel, task: str | None, things: Sequence[int | str] | None) -> None:
+    if task not in (None, only):
+        raise InputError(f"task: {type(net).__name__} wanted {only}, got {task!r}; leave it out")
+    if things:
+        raise InputError(f"things: {type(net).__name__} tells no objects apart, got {list(things)}; leave them out")
+
+
+def _meaning_of_masks(
+    names: tuple[str, ...], task: str | None, things: Sequence[int | str] | None
+) -> tuple[tuple[str, ...], Classes, list[str]]:
+    ids = None if things is None else _thing_ids(names, things)
+    is_coco = names[:1] == ("person",) and names[COCO_THINGS - 1 : COCO_THINGS] == ("toothbrush",)
+    if ids is None and is_coco and len(names) in (COCO_THINGS, COCO_PANOPTIC):
+        ids = tuple(range(COCO_THINGS))
+    notes: list[str] = []
+    if task is None:
+        task = "semantic" if not ids else "instance" if len(ids) == len(names) else "panoptic"
+        if things is None and not ids:
+            notes.append("Its files do not say what the masks are: taken as semantic. Else give task= and things=.")
+    match task:
+        case "semantic":
+            return ("semantic",), Classes.named(names), notes
+        case "instance":
+            return ("instance",), Classes.named(names, range(len(names))), notes
+        case "panoptic":
+            if not ids:
+                raise InputError("things: panoptic needs the classes whose objects are told apart, got none; name them")
+            return ("panoptic", "semantic"), Classes.named(names, ids), notes
+        case _:
+            raise InputError(f"task: wanted semantic, instance or panoptic, got {task!r}")
+
+
+def _thing_ids(names: tuple[str, ...], things: Sequence[int | str]) -> tuple[int, ...]:
+    strange = [thing for thing in things if thing not in names and thing not in range(len(names))]
+    if strange:
+        raise InputError(f"things: wanted names or ids of classes (0..{len(names) - 1}), got {strange}; correct them")
+    return tuple(sorted({names.index(thing) if isinstance(thing, str) else thing for thing in things}))
+
+
+def _names(net: PreTrainedModel) -> tuple[str, ...]:
+    """Names of the classes by id; those that occur again carry their id."""
+    labels: Mapping[int, str] = net.config.id2label
+    names: list[str] = []
+    for class_id in range(len(labels)):
+        label = str(labels[class_id])
+        names.append(f"{label} ({class_id})" if label in names else label)
+    return tuple(names)
+
+
+def _usual_hw(size: Any) -> tuple[int, int] | None:
+    """Height and width of a training photo of 4:3, as an image processor resizes it."""
+    if not size:
+        return None
+    if size.get("height") and size.get("width"):
+        return size["height"], size["width"]
+    shortest, longest = size.get("shortest_edge"), size.get("longest_edge")
+    return (shortest, min(longest or math.inf, round(shortest * 4 / 3))) if shortest else None
+
+
+def _licence(name: str, options: Mapping[str, Any]) -> str:
+    readme = cached_file(name, "README.md", _raise_exceptions_for_missing_entries=False, **options)
+    described = huggingface_hub.metadata_load(readme) if readme else None
+    return str((described or {}).get("license", "unknown"))
