@@ -14,9 +14,11 @@ import torch
 from measure import median, write_result
 
 import denselab.assets
+from denselab.classes import STREET
 from denselab.export.graph import ArtifactGraph
 from denselab.runtime.session import open_session
 from denselab.tasks.semantic import logits_at_source
+from denselab.tasks.task import make_task
 from denselab.zoo import street
 
 TURNS, WARM_UP = 6, 4  # in turns of several runs: torch's threads spin on for a while after each of its own
@@ -33,7 +35,7 @@ width, height = (int(side) for side in given.size.split("x"))
 image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 torch.set_num_threads(given.threads)
 model = street(num_classes=11).eval()
-graph = ArtifactGraph(model)
+graph = ArtifactGraph(model, (make_task("semantic", STREET),))
 batch = torch.from_numpy(image)[None]
 sessions = {name: open_session(given.artifact, name, threads=given.threads) for name in ("openvino", "onnxruntime")}
 

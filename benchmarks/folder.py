@@ -13,7 +13,6 @@ from pathlib import Path
 from measure import run_process, write_result
 
 import denselab
-from denselab.results import SemanticMap
 from denselab.runtime.images import open_image
 
 parser = argparse.ArgumentParser()
@@ -31,9 +30,9 @@ with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         pixels = open_image(photo)
         decoded = time.perf_counter()
-        class_ids = predictor.results_at_own_size(pixels)["semantic"]
+        result = predictor.results_at_own_size(pixels)["semantic"]
         labelled = time.perf_counter()
-        SemanticMap(class_ids, predictor.info.classes).save(Path(folder) / f"{number}.labels.png")
+        result.save(Path(folder) / f"{number}.labels.png")
         seconds["decode"] += decoded - began
         seconds["engine"] += labelled - decoded
         seconds["result and write"] += time.perf_counter() - labelled

@@ -70,9 +70,9 @@ def shared(name: str) -> Callable[[Path], Path]:
     return find
 
 
-ON_SCENES = {"backbone": "street", "width": 128, "batch_size": 8, "crop": "256x192", "lr": 1e-3, "jitter": 0.3}
+ON_SCENES = {"backbone": "street", "width": 64, "batch_size": 8, "crop": "256x192", "lr": 2e-3, "jitter": 0.3}
 MASKS = {**ON_SCENES, "queries": 64, "clip_norm": 1.0}
-DEPTH = {"max_depth": 80.0, "zoom_min": 1.0, "zoom_max": 1.0}
+DEPTH = {"max_depth": 80.0}
 
 PROOFS: dict[str, Proof] = {
     "scenes_semantic_street": Proof(

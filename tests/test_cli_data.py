@@ -138,3 +138,34 @@ def test_scenes_refusals(tmp_path: Path) -> None:
     assert "got 0x4" in refusal("scenes", "-o", tmp_path, "--size", "0x4")
     (tmp_path / "file").touch()
     assert "wanted a folder, got the file" in refusal("scenes", "-o", tmp_path / "file")
+
+
+def test_check_and_show_of_every_truth(tmp_path: Path) -> None:
+    out = tmp_path / "scenes"
+    assert run("scenes", "-o", out, "--count", "6", "--size", "96x64").exit_code == 0
+    report = tmp_path / "report.json"
+    lines = run("check", out, "--json", report).stdout.splitlines()
+    assert lines[0] == "truth for depth, instance, normals, panoptic, semantic"
+    assert any(line.startswith("split    objects  per image:  fewest  median   most") for line in lines)
+    assert any(line.startswith("train  depth ") and "known at" in line for line in lines)
+    assert any(line.startswith("val    normals known at ") for line in lines)
+    train = json.loads(report.read_text("utf-8"))["splits"]["train"]
+    dataset = open_dataset(out)
+    truths = [dataset.read(item, dataset.tasks)[1] for item in dataset.split("train")]
+    assert dataset.classes
+    told_apart = [
+        sum(s.class_id in dataset.classes.things and not s.is_crowd for s in truth.segments.segments)
+        for truth in truths
+        if truth.segments
+    ]
+    assert sum(entry["objects"] for entry in train["classes"]) == sum(told_apart)
+    assert train["objects"]["per_image"]["most"] == max(told_apart)
+    depth_m = np.stack([truth.depth_m for truth in truths if truth.depth_m is not None])
+    assert train["depth"]["median_m"] == pytest.approx(np.median(depth_m[depth_m > 0]), abs=0.011)
+    assert train["depth"]["farthest_m"] == pytest.approx(depth_m.max())
+    assert train["depth"]["known_share"] == pytest.approx((depth_m > 0).mean())
+    normals = np.stack([truth.normals for truth in truths if truth.normals is not None])
+    assert train["normals"]["known_share"] == pytest.approx(normals.any(axis=-1).mean())
+    assert run("show", out, "-o", tmp_path / "sheet.png", "--count", "2").exit_code == 0
+    (tmp_path / "depth.yaml").write_text(f"root: {out}\nimages: images/train/*.png\ndepth: depth/train/*.png\n")
+    assert run("show", tmp_path / "depth.yaml", "-o", tmp_path / "depth.png").exit_code == 0

@@ -90,10 +90,10 @@ def find_files(described: Description) -> FoundFiles:
     """Match the files of `images/{split}` + `masks/{split}`, `{split}/images` + `{split}/masks`, or `images` + `masks`.
 
     The same for instances, depth and normals. A folder is named in the descriptor (also as a pattern with one *,
-    `data/*.color.jpg`), or has one of the usual names. Splits are train, val (also valid, validation) and test, each
-    with or without a year (val2017); subfolders below are followed. A truth has the image's stem, or that followed by
-    one of the endings of its kind. Images that lack a truth which others have are left out. Raises InputError where
-    no image has one.
+    `data/*.color.jpg`), or has one of the usual names; where some truths are named, no others are looked for. Splits
+    are train, val (also valid, validation) and test, each with or without a year (val2017); subfolders below are
+    followed. A truth has the image's stem, or that followed by one of the endings of its kind. Images that lack a
+    truth which others have are left out. Raises InputError where no image has one.
     """
     places, notes = _places_by_split(described)
     splits: dict[str, tuple[Files, ...]] = {}
@@ -155,8 +155,7 @@ def _below(place: _Place, split: str) -> _Place:
 
 def _places(base: Path, described: Description) -> _Places:
     found = {kind: place for kind in (IMAGES, *TRUTHS) if (place := _pick(base, kind, described))}
-    named = [kind for kind in (IMAGES, *TRUTHS) if described.folder(kind.key) not in (None, FROM_DEPTH)]
-    missing = IMAGES if IMAGES not in found else next((kind for kind in named if kind not in found), None)
+    missing = IMAGES if IMAGES not in found else next((kind for kind in _named(described) if kind not in found), None)
     if missing is None and len(found) == 1:
         missing = MASKS
     if missing is None:
@@ -169,14 +168,20 @@ def _places(base: Path, described: Description) -> _Places:
     )
 
 
+def _named(described: Description) -> list[FileKind]:
+    """The kinds of truth whose folders the descriptor names."""
+    return [kind for kind in TRUTHS if described.folder(kind.key) not in (None, FROM_DEPTH)]
+
+
 def _pick(base: Path, kind: FileKind, described: Description) -> _Place | None:
     given = described.folder(kind.key)
     if given is not None and "*" in given:
         folder, _, pattern = given.rpartition("/")
         before, _, after = pattern.partition("*")
         return _Place(base / folder, before, after) if (base / folder).is_dir() else None
-    taken = {described.folder(other.key) for other in (IMAGES, *TRUTHS) if other is not kind}
-    names = (given,) if given is not None else tuple(name for name in kind.folders if name not in taken)
+    if given is None and kind is not IMAGES and _named(described):
+        return None
+    names = (given,) if given is not None else kind.folders
     found = [base / name for name in names if (base / name).is_dir()]
     if len(found) > 1:
         raise InputError(

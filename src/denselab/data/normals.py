@@ -25,7 +25,8 @@ def normals_from_depth(
     """Unit normals float32 [H, W, 3], x right, y down, z forward, facing the camera; zeros where unknown.
 
     depth_m: float32 [H, W], 0 unknown. A normal is known where the whole window lies inside the image, all its depths
-    are known, and none is farther than `jump` from the plane. Exact on a plane. Source: this module's docstring.
+    are known, and none of nine spread over it is farther than `jump` from the plane. Exact on a plane. Source: this
+    module's docstring.
     """
     height, width = depth_m.shape
     normals = np.zeros((height, width, 3), np.float32)

@@ -32,9 +32,9 @@ class Sample:
         return self.image.shape[-2], self.image.shape[-1]
 
     def moved(self, image: Tensor, move: Callable[[Tensor, float], Tensor], void: int = VOID) -> "Sample":
-        """The sample with another image, every truth moved by `move(truth, fill)`; what comes in from outside is
+        """The sample with another image, every truth moved by `move(truth, fill)`.
 
-        void, in no segment, and of unknown depth and normal.
+        fill: what comes in from outside, which is void, in no segment, and of unknown depth and normal.
         """
         return replace(
             self,

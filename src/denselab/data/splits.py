@@ -61,11 +61,11 @@ def carve_validation(splits: Splits) -> Splits:
 
 
 def chosen_splits(splits: Splits, described: Description) -> Splits:
-    """The images of all splits, shared out as `splits:` in the descriptor says: train, val and test, each of them
+    """The images of all splits, shared out as `splits:` in the descriptor says.
 
-    `first N`, `last N`, `N to M` (counted from 1 in the order of names; N also as N %), a list of names, or the file
-    of such a list, one per line. Images that no split names are left out. Raises InputError for other texts, for
-    unknown names and for images in two splits.
+    For train, val and test it says `first N`, `last N` (also N %), `N to M` (counted from 1 in the order of names), a
+    list of names, or the file of such a list, one per line. Images that no split names are left out. Raises InputError
+    for other texts, for unknown names and for images in two splits.
     """
     given = described.typed("splits", dict, "a mapping of train, val, test to images") or {}
     items = sorted((item for part in splits.values() for item in part), key=lambda item: item.name)

@@ -53,7 +53,7 @@ class PassThrough(nn.Module):
 
 def to_map(tokens: Float[Tensor, "B N C"], height: int, width: int) -> Float[Tensor, "B C height width"]:
     """Tokens of an image, row by row, as a map."""
-    return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, height, width)
+    return tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], height, width)
 
 
 def to_tokens(prefix: Float[Tensor, "B P C"], patches: Float[Tensor, "B C h w"]) -> Float[Tensor, "B N C"]:

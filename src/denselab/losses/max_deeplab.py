@@ -49,6 +49,8 @@ class MaxDeepLabWeights:
     class_, dice: the two halves of the PQ-style loss. mask_id: cross entropy over queries per pixel. instance:
     instance discrimination. semantic: auxiliary semantic cross entropy, counted once. Terms at 0 are not computed.
     instance_samples, semantic_samples: pixels drawn per image; 0: all pixels, without chance (semantic only).
+    instance_share: of the grid that instance_samples may be at most; 0.16 is what 4096 are of the published 161x161
+    cells. The cost grows with the square of the samples: on small images they would be most of a training step.
     share_matching: earlier outputs are taught by the matching of the final one.
     dice_on_void: what a mask claims on void counts against its dice too.
     negatives: VOID_OVERLAP is the default because every published score was reached with it, and because with ONE
@@ -62,6 +64,7 @@ class MaxDeepLabWeights:
     instance: float = 1.0
     semantic: float = 1.0
     instance_samples: int = 4096
+    instance_share: float = 0.16
     semantic_samples: int = 4096
     instance_sample_temperature: float = 1.5
     semantic_sample_temperature: float = 2.0
@@ -297,7 +300,9 @@ def mask_id_loss(
 def _instance_term(
     pixel_embed: Float[Tensor, "B C h2 w2"], assigned: _Assigned, weights: MaxDeepLabWeights, draw: Draw
 ) -> Tensor:
-    sampled = _sample(assigned.areas, weights.instance_samples, weights.instance_sample_temperature, draw)
+    cells = assigned.areas[0].numel()
+    count = min(weights.instance_samples, max(1, round(cells * weights.instance_share)))
+    sampled = _sample(assigned.areas, count, weights.instance_sample_temperature, draw)
     own = assigned.masks.flatten(2).gather(2, sampled[:, None].expand(-1, assigned.masks.shape[1], -1))
     embed = _at_cells(pixel_embed.float(), sampled, _hw(assigned.masks))
     return instance_discrimination_loss(embed, own, weights.instance_temperature)

@@ -54,8 +54,9 @@ class DenseModule(LightningModule):
         """The sum of the losses of all tasks on a batch of crops."""
         images, targets = batch
         outputs = head_outputs(self.model, self.card.tasks, images.pixels)
-        losses = [task.loss(in_float32(outputs[task.name][0]), outputs[task.name][1], targets) for task in self.tasks]
-        return torch.stack([total for total, _ in losses]).sum()
+        with torch.autocast(self.device.type, enabled=False):
+            losses = [t.loss(in_float32(outputs[t.name][0]), outputs[t.name][1], targets)[0] for t in self.tasks]
+            return torch.stack(losses).sum()
 
     def validation_step(self, batch: tuple[ImageBatch, tuple[Truth, ...]], batch_idx: int) -> None:
         """Score whole images."""
@@ -146,7 +147,8 @@ def predict(model: Model, tasks: tuple[Task, ...], images: ImageBatch) -> dict[s
     pixels = torch.where(images.valid[:, None], images.pixels, model.mean)
     size_hw = (pixels.shape[-2], pixels.shape[-1])
     heads = head_outputs(model, tuple(task.name for task in tasks), pixels)
-    return {task.name: task.decode(in_float32(heads[task.name][0]), heads[task.name][1], size_hw) for task in tasks}
+    with torch.autocast(pixels.device.type, enabled=False):
+        return {t.name: t.decode(in_float32(heads[t.name][0]), heads[t.name][1], size_hw) for t in tasks}
 
 
 def results_of(task: str, answers: tuple[Tensor, ...], images: ImageBatch, classes: Classes | None) -> Iterator[Result]:

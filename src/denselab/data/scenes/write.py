@@ -18,6 +18,7 @@ from denselab.files import atomic_path
 
 SEEDS_PER_SET = 1_000_000
 DEPTH_LIMIT_M = 65.535
+SMALLEST_INSTANCE_PX = 64
 KINDS = ("images", "labels", "instances", "depth", "normals")
 _README = f"""Street scenes rendered by DenseLab, with exact truth.
 
@@ -25,6 +26,7 @@ KIND/SPLIT/NAME.png, the same NAME for every kind; pixel centres lie on whole nu
 images     8-bit RGB.
 labels     8-bit class ids, names, colours and things in dataset.yaml (CamVid's eleven classes).
 instances  16-bit ids, 0 = none; cars, pedestrians, bicyclists, poles, signs, trees. In a clip an id is a track.
+           Where less than {SMALLEST_INSTANCE_PX} px of an object are seen its id is 0: nobody could tell it apart.
 depth      16-bit millimetres along the camera's z axis, at most {DEPTH_LIMIT_M} m; 0 = unknown: farther, or sky.
 normals    8-bit RGB, camera axes (x right, y down, z forward, so what faces the camera has z < 0):
            n = rgb / 127.5 - 1, then normalise (exact to 0.4 degrees); (0, 0, 0) = sky.
@@ -35,7 +37,7 @@ Frames of a clip are {FRAME_S} s apart. All frames of a scene are in one split.
 """
 
 _DESCRIPTION = STREET.to_dict() | {
-    "things": ["pole", "tree", "sign", "car", "pedestrian", "bicyclist"],
+    "things": ["car", "pedestrian", "bicyclist"],  # as in Cityscapes; poles, trees and signs have ids all the same
     "masks": "labels",
     "instances": "instances",
     "depth": "depth",
@@ -129,8 +131,14 @@ def _write_text(path: Path, text: str) -> None:
 
 def _pictures(scene: Scene) -> dict[str, Image.Image]:
     """One picture per kind, coded as README.txt says."""
-    arrays = (scene.image, scene.class_ids, scene.instance_ids, _millimetres(scene), _normal_colours(scene))
+    arrays = (scene.image, scene.class_ids, _told_apart(scene), _millimetres(scene), _normal_colours(scene))
     return {kind: Image.fromarray(array) for kind, array in zip(KINDS, arrays, strict=True)}
+
+
+def _told_apart(scene: Scene) -> NDArray[np.uint16]:
+    """Ids of the objects of which enough is seen."""
+    areas_px = np.bincount(scene.instance_ids.ravel())
+    return np.where(areas_px[scene.instance_ids] < SMALLEST_INSTANCE_PX, 0, scene.instance_ids).astype(np.uint16)
 
 
 def _millimetres(scene: Scene) -> NDArray[np.uint16]:
