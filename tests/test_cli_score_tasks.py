@@ -185,9 +185,7 @@ def test_panoptic_files_that_are_none(panoptic: list[object], tmp_path: Path, na
 def test_panoptic_paths_that_are_wrong(panoptic: list[object], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--pred: wanted a JSON file, got .*no\.json, which does not exist"):
         run("--task", "panoptic", "--pred", tmp_path / "no.json", "--gt", panoptic[-1])
-    with pytest.raises(
-        InputError, match=r"--pred: wanted a JSON file, got .*, which cannot be read \(Is a directory\)"
-    ):
+    with pytest.raises(InputError, match=r"--pred: wanted a JSON file, got .*, which cannot be read \(Is a"):
         run("--task", "panoptic", "--pred", tmp_path / "pred", "--gt", panoptic[-1])
     with pytest.raises(InputError, match=r"--gt-masks: wanted the folder of the PNGs of .*gt\.json, got .*nowhere"):
         run(*panoptic, "--gt-masks", tmp_path / "nowhere")
@@ -236,6 +234,8 @@ RESULTS = [
     result(2, 3, rectangle((40, 40), 6, 5, 30, 28), 0.6),
     result(2, 7, rectangle((40, 40), 6, 5, 30, 28), 0.95),
 ]
+BAD_RUNS = {"size": [50, 60], "counts": "zzz"}  # would keep faster-coco-eval busy for ever
+NO_MASK = {"id": 9, "image_id": 5, "category_id": 3, "segmentation": []}
 
 
 @pytest.mark.parametrize("with_boxes", [False, True])
@@ -276,29 +276,29 @@ def test_instance_without_results_and_with_crowds_only(tmp_path: Path) -> None:
         (
             {"annotations": []},
             {},
-            r"--pred: .*results\.json: wanted a list of results \[{image_id, .*, got dict; write",
+            r"--pred: .*results\.json: wanted a list of results \[{image_id, .*, got dict",
         ),
         ([RESULTS[0] | {"image_id": 77}], {}, r"1 images or categories without a partner: image 77 of .*results\.json"),
         ([RESULTS[0] | {"category_id": 1}], {}, r"without a partner: category 1 of .*; add them, or leave them out"),
         ([RESULTS[0] | {"image_id": 2}], {}, r"result image_id 2: .*got a mask of 60x50 px for an image of 40x40 px"),
         ([{"image_id": 5, "category_id": 7, "score": 1}], {}, r"result image_id 5: wanted .*, got no 'segmentation'"),
         ([RESULTS[0] | {"score": "high"}], {}, "result image_id 5: wanted COCO's fields, got could not convert string"),
-        ([RESULTS[0] | {"segmentation": {"size": [50, 60], "counts": "zzz"}}], {}, "result image_id 5: .* RLE "),
+        (
+            [RESULTS[0] | {"segmentation": {"size": [50, 60], "counts": "zzz"}}],
+            {},
+            "result image_id 5: .*, got counts: wanted runs",
+        ),
         ([7], {}, "result number 0: wanted COCO's fields, got "),
         ([], {"images": []}, r"--gt: .*instances\.json: wanted at least one image, got none"),
         ([], {"annotations": [{"id": 9, "image_id": 1}]}, "annotation id 9: .*, got image 1, which is not among its"),
         (
             [],
-            {"annotations": [{"id": 9, "image_id": 5, "category_id": 3, "segmentation": []}]},
-            "annotation id 9: .*, got a polygon of fewer than three points, or none; mend it",
+            {"annotations": [NO_MASK]},
+            "annotation id 9: .*, got a polygon of fewer than three points, or none",
         ),
         (
             [],
-            {
-                "annotations": [
-                    {"id": 9, "image_id": 5, "category_id": 3, "segmentation": {"size": [50, 60], "counts": [5]}}
-                ]
-            },
+            {"annotations": [NO_MASK | {"segmentation": {"size": [50, 60], "counts": [5]}}]},
             "annotation id 9: .*, got counts: wanted runs that fill 60x50 px, got 5 px",
         ),
     ],
@@ -325,7 +325,7 @@ def depth(tmp_path: Path) -> list[object]:
     for side in ("pred", "gt"):
         (tmp_path / side).mkdir()
     Image.fromarray(np.array([[1000, 2000, 0, 65535]], np.uint16)).save(tmp_path / "gt" / "a.depth.png")
-    np.save(tmp_path / "pred" / "a.npy", np.array([[1.1, 2.0, 9, 9]], np.float32))
+    np.save(tmp_path / "pred" / "a.npy", np.array([[1.1, 2.0, 9, 9]]))
     return ["--task", "depth", "--pred", tmp_path / "pred", "--gt", tmp_path / "gt"]
 
 
@@ -338,8 +338,8 @@ def test_depth_of_png_against_arrays(depth: list[object], tmp_path: Path) -> Non
     assert figures(tmp_path, *depth, "--scale", 0.001, "--max-depth", 1.5)["known_pixels"] == 1
     assert figures(tmp_path, *depth, *options, "--align", "scale_shift")["abs_rel"] == pytest.approx(0, abs=1e-6)
     (tmp_path / "pred" / "a.npy").unlink()
-    np.savez(tmp_path / "pred" / "a.npz", np.array([[[110, 200, 1, 1]]], np.int64))
-    assert figures(tmp_path, *depth, *options, "--pred-scale", 0.01) == data | {"pred_scale": 0.01}
+    np.savez(tmp_path / "pred" / "a.npz", np.array([[[110, 200, 900, 900]]], np.int64))
+    assert figures(tmp_path, *depth, *options, "--pred-scale", 0.01)["rmse_m"] == pytest.approx(data["rmse_m"])
 
 
 def test_depth_of_a_real_room(shared_data: Path, tmp_path: Path) -> None:

@@ -70,6 +70,7 @@ class Case:
         self.class_ids = ids.where(ids >= 0, 255)
         self.weights = MaxDeepLabWeights(
             instance_samples=cfg["pixel_insdis_sample_k"],
+            instance_share=1.0,
             semantic_samples=cfg["aux_semantic_sample_k"],
             share_matching=cfg["share_final_matching"],
             dice_on_void=not cfg["masking_void_pixel"],
@@ -210,7 +211,7 @@ def test_float32_under_autocast() -> None:
 
 def test_a_generator_repeats_its_draws() -> None:
     output, spec, targets, class_ids = sample()
-    weights = MaxDeepLabWeights(instance_samples=4, semantic_samples=2)
+    weights = MaxDeepLabWeights(instance_samples=4, instance_share=1.0, semantic_samples=2)
 
     def loss(seed: int) -> float:
         noise = torch.Generator().manual_seed(seed)

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from denselab._load import load as load
     from denselab.classes import Classes as Classes
     from denselab.errors import InputError as InputError
+    from denselab.hub.hugging_face import from_hf as from_hf
     from denselab.results import DepthMap as DepthMap
     from denselab.results import InstanceSet as InstanceSet
     from denselab.results import JointResult as JointResult
@@ -28,6 +29,7 @@ __all__ = [
     "Result",
     "SemanticMap",
     "__version__",
+    "from_hf",
     "load",
 ]
 
@@ -41,6 +43,7 @@ _HOMES = {
     "PanopticMap": "results",
     "Result": "results",
     "SemanticMap": "results",
+    "from_hf": "hub.hugging_face",
     "load": "_load",
 }
 

@@ -160,7 +160,8 @@ def dpt(net: DPTForDepthEstimation | DPTForSemanticSegmentation, recipe: HubReci
     patches = round(1 / min(1, *net.config.reassemble_factors))  # else the coarsest map, doubled, is too large
     backbone = TransformerLayers(net.dpt, patches, recipe) if other is None else Dinov2Layers(other, patches, recipe)
     decoder = PassThrough(backbone.features)
-    queries = net.config.num_labels if isinstance(net, DPTForSemanticSegmentation) else 1
+    config: Any = net.config
+    queries = config.num_labels if isinstance(net, DPTForSemanticSegmentation) else 1
     return DensePredictor(backbone, decoder, FusionHead(net.neck, net.head, decoder.features, queries, recipe))
 
 

@@ -140,7 +140,8 @@ def from_hf(
     if getattr(processor, "do_reduce_labels", False):
         notes.append("Class 0 is 1 in the masks of its training data, where 0 is void (do_reduce_labels).")
     train_hw = _usual_hw(processor.size)
-    fixed = isinstance(net, Mask2FormerForUniversalSegmentation)
+    # Window attention, and the padding of a hybrid's convolutions, do not trace at a dynamic size.
+    fixed = isinstance(net, Mask2FormerForUniversalSegmentation) or getattr(config, "is_hybrid", False)
     return HubModel(
         model.eval(),
         name,
@@ -161,7 +162,8 @@ def rebuild(recipe: HubRecipe) -> DensePredictor:
         raise InputError(f"recipe: wanted one of {', '.join(_FAMILIES)}, got {recipe.architecture!r}; update denselab")
     net_class, _ = _FAMILIES[recipe.architecture]
     config: Any = net_class.config_class
-    return assemble(net_class._from_config(config.from_dict(dict(recipe.config)), attn_implementation="eager"), recipe)
+    described = config.from_dict(dict(recipe.config), attn_implementation="eager")
+    return assemble(net_class(described), recipe)
 
 
 def assemble(net: PreTrainedModel, recipe: HubRecipe) -> DensePredictor:
@@ -291,7 +293,7 @@ def _thing_ids(names: tuple[str, ...], things: Sequence[int | str]) -> tuple[int
 
 def _names(net: PreTrainedModel) -> tuple[str, ...]:
     """Names of the classes by id; those that occur again carry their id."""
-    labels: Mapping[int, str] = net.config.id2label
+    labels: Any = net.config.id2label
     names: list[str] = []
     for class_id in range(len(labels)):
         label = str(labels[class_id])

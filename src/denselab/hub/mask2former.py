@@ -74,9 +74,9 @@ def mask2former(net: Mask2FormerForUniversalSegmentation, recipe: HubRecipe) -> 
     (`model.pixel_level_module.decoder`), `head.net` (`model.transformer_module`), `head.classify` (`class_predictor`).
     """
     pixel_level: Any = net.model.pixel_level_module
-    backbone = PyramidBackbone(pixel_level.encoder, tuple(net.config.feature_strides), recipe)
+    config: Any = net.config
+    backbone = PyramidBackbone(pixel_level.encoder, tuple(config.feature_strides), recipe)
     decoder = DeformablePixelDecoder(pixel_level.decoder, backbone.features)
-    head = MaskedAttentionHead(
-        net.model.transformer_module, net.class_predictor, decoder.features, net.config.num_labels
-    )
+    transformer = net.model.transformer_module
+    head = MaskedAttentionHead(transformer, net.class_predictor, decoder.features, config.num_labels)
     return DensePredictor(backbone, decoder, head)

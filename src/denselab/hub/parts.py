@@ -36,7 +36,7 @@ class HubRecipe:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "HubRecipe":
         """The inverse of `to_dict`."""
-        lists = {name: tuple(data[name]) for name in ("mean", "std", "masked_blocks")}
+        lists: dict[str, Any] = {name: tuple(data[name]) for name in ("mean", "std", "masked_blocks")}
         return cls(**{**data, **lists})
 
 

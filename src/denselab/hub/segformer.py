@@ -6,6 +6,7 @@ Xie, Wang, Yu, Anandkumar, Alvarez, Luo: SegFormer, NeurIPS 2021, Fig. 2.
 import math
 from itertools import accumulate
 from operator import mul
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -27,7 +28,8 @@ class MixTransformer(nn.Module):
         self.features = tuple(FeatureSpec(*each) for each in zip(net.config.hidden_sizes, strides, strict=True))
         self.size_multiple = math.lcm(*(mul(*each) for each in zip(strides, net.config.sr_ratios, strict=True)))
         self.mean, self.std = recipe.mean, recipe.std
-        for stage in net.stages:
+        stages: Any = net.stages
+        for stage in stages:
             stage.reshape = True  # else the last stage of some checkpoints forgets its height and width
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> tuple[Tensor, ...]:
@@ -54,4 +56,5 @@ def segformer(net: SegformerForSemanticSegmentation, recipe: HubRecipe) -> Dense
     """Its weights lie below `backbone.net` (theirs: `segformer`) and `head.net` (`decode_head`)."""
     backbone = MixTransformer(net.segformer, recipe)
     decoder = PassThrough(backbone.features)
-    return DensePredictor(backbone, decoder, AllMlpHead(net.decode_head, decoder.features, net.config.num_labels))
+    config: Any = net.config
+    return DensePredictor(backbone, decoder, AllMlpHead(net.decode_head, decoder.features, config.num_labels))

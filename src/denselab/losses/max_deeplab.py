@@ -27,6 +27,7 @@ from denselab.types import HeadSpec, QueryOutput, SegmentTargets, ValueKind
 _LEAST_WEIGHT = 1e-5
 _VOID_SCORE = -99999.0
 _NEVER = -1e9
+_LEAST_SAMPLES = 256
 _POSITIVE = 0.75  # alpha of the paper; negatives count 1 - alpha
 
 
@@ -49,7 +50,7 @@ class MaxDeepLabWeights:
     class_, dice: the two halves of the PQ-style loss. mask_id: cross entropy over queries per pixel. instance:
     instance discrimination. semantic: auxiliary semantic cross entropy, counted once. Terms at 0 are not computed.
     instance_samples, semantic_samples: pixels drawn per image; 0: all pixels, without chance (semantic only).
-    instance_share: of the grid that instance_samples may be at most; 0.16 is what 4096 are of the published 161x161
+    instance_share: of the grid that instance_samples may be at most, but for 256; 0.16 is what 4096 are of the published 161x161
     cells. The cost grows with the square of the samples: on small images they would be most of a training step.
     share_matching: earlier outputs are taught by the matching of the final one.
     dice_on_void: what a mask claims on void counts against its dice too.
@@ -300,8 +301,8 @@ def mask_id_loss(
 def _instance_term(
     pixel_embed: Float[Tensor, "B C h2 w2"], assigned: _Assigned, weights: MaxDeepLabWeights, draw: Draw
 ) -> Tensor:
-    cells = assigned.areas[0].numel()
-    count = min(weights.instance_samples, max(1, round(cells * weights.instance_share)))
+    share = round(assigned.areas[0].numel() * weights.instance_share)
+    count = min(weights.instance_samples, max(_LEAST_SAMPLES, share))
     sampled = _sample(assigned.areas, count, weights.instance_sample_temperature, draw)
     own = assigned.masks.flatten(2).gather(2, sampled[:, None].expand(-1, assigned.masks.shape[1], -1))
     embed = _at_cells(pixel_embed.float(), sampled, _hw(assigned.masks))

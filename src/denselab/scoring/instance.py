@@ -17,7 +17,7 @@ from denselab.metrics.instance import (
     from_runs,
     measured,
 )
-from denselab.rle import Rle
+from denselab.rle import Rle, from_string
 from denselab.scoring.coco_files import (
     Key,
     check_same_categories,
@@ -116,6 +116,8 @@ def _mask(segmentation: Any, hw: Hw) -> CompressedMask:
         raise ValueError(f"a mask of {size[1]}x{size[0]} px for an image of {hw[1]}x{hw[0]} px")
     if isinstance(segmentation["counts"], list):
         return from_runs(Rle(hw, np.asarray(segmentation["counts"], np.int64)))
+    # Runs that do not fill the image would keep the counting engine busy for ever, so they are read here first.
+    from_string(str(segmentation["counts"]), hw)
     return {"size": list(hw), "counts": str(segmentation["counts"])}
 
 

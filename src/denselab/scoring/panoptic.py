@@ -82,7 +82,7 @@ def _segments(image: PanopticImage, categories: Categories) -> Segments:
     if unknown:
         shown = ", ".join(f"{segment.category_id} (segment {segment.id})" for segment in unknown[:8])
         raise InputError(
-            f"{image.png}: wanted categories of the truth, got {shown}; list them in --gt or renumber them"
+            f"{image.png}: wanted categories of the truth, got {shown}; list them in --gt, or renumber them"
         )
     segments = [Segment(each.id, classes[each.category_id], is_crowd=each.is_crowd) for each in image.segments]
     return Segments(read_segment_ids(image.png)[None], tuple(segments))
