@@ -95,7 +95,7 @@ def mask2former(**more: Any) -> Any:
     widths = dict.fromkeys(("feature_size", "mask_feature_size", "hidden_dim"), 64)  # two for each group of a norm
     inner = dict.fromkeys(("encoder_feedforward_dim", "dim_feedforward"), 32)
     layers = {"encoder_layers": 1, "decoder_layers": 3, "num_attention_heads": 2, "num_queries": 6}
-    config = Mask2FormerConfig(backbone_config=swin, **widths, **inner, **layers, **(LABELS | more))
+    config = Mask2FormerConfig(**({"backbone_config": swin} | widths | inner | layers | LABELS | more))
     return Mask2FormerForUniversalSegmentation._from_config(config, attn_implementation="eager")
 
 

@@ -77,15 +77,40 @@ def merge_by_mask(
     ranking = scores**rules.class_weight * confidence**rules.mask_weight
     order = _falling(ranking)
     sure = _sure(scores, labels, things, rules)
-    ids = torch.zeros_like(masks[:, 0], dtype=torch.int32)
+    masks = masks.gather(1, order[..., None, None].expand_as(masks))
+    wanted = rules.overlap * areas.gather(1, order)
+    kept = _kept(masks, wanted, sure.gather(1, order), at_most_pairs=rules.mask_confidence >= 1 / 3)
+    count = order.shape[1]
+    worth = torch.arange(count, 0, -1, device=order.device)  # the first in order is worth most
+    best = (worth[:, None, None] * (masks & kept[..., None, None])).amax(dim=1)
+    numbers = torch.cat([torch.zeros_like(order[:, :1]), (order + 1).flip(1)], dim=1)
+    ids = numbers.gather(1, best.flatten(1)).reshape(best.shape).int()
+    return _join_stuff(ids, order, kept, labels, ranking, things)
+
+
+def _kept(
+    masks: Bool[Tensor, "B S H W"], wanted: Float[Tensor, "B S"], sure: Bool[Tensor, "B S"], at_most_pairs: bool
+) -> Bool[Tensor, "B S"]:
+    """Which masks, taken in order, still find more free pixels than they want.
+
+    at_most_pairs: no pixel is in three masks, as where each holds more than a third of the probability; then the
+    overlaps of pairs say how much was taken, and the loop runs over numbers instead of pixels.
+    """
     kept: list[Tensor] = []
-    for slot in order.unbind(dim=1):
-        fresh = _of_slot(masks, slot) & (ids == 0)
-        enough = fresh.sum(dim=(1, 2)) > rules.overlap * _of_slot(areas, slot)
-        keep = enough & _of_slot(sure, slot)
-        ids = torch.where(fresh & keep[:, None, None], (slot + 1).int()[:, None, None], ids)
-        kept.append(keep)
-    return _join_stuff(ids, order, torch.stack(kept, dim=1), labels, ranking, things)
+    if not at_most_pairs:
+        free = torch.ones_like(masks[:, 0])
+        for index in range(masks.shape[1]):
+            fresh = masks[:, index] & free
+            kept.append(sure[:, index] & (fresh.sum(dim=(1, 2)) > wanted[:, index]))
+            free = free & ~(fresh & kept[-1][:, None, None])
+        return torch.stack(kept, dim=1)
+    flat = masks.flatten(2).float()
+    overlaps = flat @ flat.transpose(1, 2)
+    taken = torch.zeros_like(wanted)
+    for index in range(masks.shape[1]):
+        kept.append(sure[:, index] & (overlaps[:, index, index] - taken[:, index] > wanted[:, index]))
+        taken = taken + overlaps[:, index] * kept[-1][:, None]
+    return torch.stack(kept, dim=1)
 
 
 def merge_by_pixel(
@@ -113,11 +138,6 @@ def merge_by_pixel(
 
 def _falling(scores: Float[Tensor, "B S"]) -> Int[Tensor, "B S"]:
     return scores.topk(scores.shape[1], dim=1).indices  # a sort, but for engines that have none
-
-
-def _of_slot(values: Tensor, slot: Int[Tensor, "B"]) -> Tensor:
-    index = slot.reshape(-1, *[1] * (values.ndim - 1)).expand(-1, 1, *values.shape[2:])
-    return values.gather(1, index)[:, 0]
 
 
 def is_thing(labels: Int[Tensor, "B S"], things: tuple[int, ...]) -> Bool[Tensor, "B S"]:
