@@ -113,14 +113,14 @@ PROOFS: dict[str, Proof] = {
         shared("nuclei"),
         {**MASKS, "task": "instance", "model": "mask2former", "crop": "256x256", "queries": 100, "lr": 5e-4},
         60,
-        "ap50",
+        "mask/ap50",
         0.70,
     ),
     "nuclei_instance_panoptic_deeplab": Proof(
         shared("nuclei"),
         {**ON_SCENES, "task": "instance", "model": "panoptic_deeplab", "crop": "256x256"},
         60,
-        "ap50",
+        "mask/ap50",
         0.70,
     ),
     "room_depth_dpt": Proof(

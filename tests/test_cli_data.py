@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from denselab.classes import STREET
 from denselab.cli.data import app
 from denselab.data.descriptor import open_dataset
-from denselab.data.truth import TASKS
 from denselab.errors import InputError
+from denselab.runtime.artifact import TASKS
 
 
 @pytest.fixture

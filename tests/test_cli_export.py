@@ -94,7 +94,9 @@ def test_without_data_the_run_says_where_it_is(
 ) -> None:
     sources: list[tuple[str, int, Any]] = []
 
-    def record(model: object, tasks: object, info: Any, out: Path, parity: Any, calibration: Any, *_: object, **__: object) -> Any:
+    def record(
+        model: object, tasks: object, info: Any, out: Path, parity: Any, calibration: Any, *_: object, **__: object
+    ) -> Any:
         sources.append((parity.source, len(parity.images), info))
         raise InputError("stop here")
 

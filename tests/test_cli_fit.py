@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 from denselab.checkpoint import load_checkpoint
 from denselab.cli import app
+from denselab.data.scenes.write import write_scenes
 from denselab.errors import InputError
 from denselab.training.options import FitOptions, options
 from tiny_data import write_tiny
@@ -171,3 +172,40 @@ def test_two_processes_train_one_model_and_count_each_image_once(tmp_path: Path)
     with (run / "metrics.csv").open(newline="") as file:
         best = max(float(row["val_miou"]) for row in csv.DictReader(file))
     assert best == pytest.approx(json.loads((run / "evaluation.json").read_text())["miou"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("task", "more", "figure"),
+    [
+        ("panoptic", ("--model", "kmax", "--width", 32, "--queries", 12, "--norm", "group", "--remax"), "pq"),
+        ("instance", ("--model", "panoptic_deeplab", "--width", 16), "mask"),
+        ("depth+normals", ("--model", "polymax", "--width", 32, "--queries", 12, "--max-depth", 80), "depth"),
+    ],
+)
+def test_every_task_trains_resumes_and_is_evaluated(
+    task: str, more: tuple[object, ...], figure: str, tmp_path: Path
+) -> None:
+    write_scenes(tmp_path / "data", 6, (60, 80))
+    quick = ("--backbone", "small", "--epochs", 1, "--batch-size", 2, "--crop", "64x48", "--workers", 0)
+    run = tmp_path / "run"
+    done = invoke("--data", tmp_path / "data", "-o", run, "--task", task, *quick, *more, "--picture-epochs", 1)
+    assert done.exit_code == 0, done.exception
+    written = json.loads((run / "evaluation.json").read_text())
+    assert (written["task"], written["split"]) == (task, "test")
+    assert figure in written
+    assert load_checkpoint(run / "best.ckpt").card.tasks == tuple(task.split("+"))
+    assert (run / "pictures" / "epoch_0001.png").exists()
+    again = invoke("-o", run, "--resume", "--epochs", 2)
+    assert again.exit_code == 0, again.exception
+
+
+def test_a_task_without_truth_or_model_is_named(tmp_path: Path) -> None:
+    data = write_tiny(tmp_path / "data", {"train": 2, "val": 1})
+    out = ("-o", tmp_path / "o", "--model", "kmax", "--backbone", "small")
+    assert "wanted truth for depth, got data with semantic only" in refusal("--data", data, *out, "--task", "depth")
+    assert "wanted one of semantic, instance, panoptic" in refusal("--data", data, *out, "--task", "boxes")
+    scenes = tmp_path / "scenes"
+    write_scenes(scenes, 3, (30, 40))
+    masks = ("--task", "panoptic", "--model", "mask2former", "--backbone", "small", "--width", 16, "--remax")
+    refused = refusal("--data", scenes, "-o", tmp_path / "o", *masks)
+    assert refused == "remax: wanted a model whose masks compete (kmax), got mask2former; drop --remax"

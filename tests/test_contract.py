@@ -20,6 +20,7 @@ from denselab.heads.per_pixel import PerPixelHead
 from denselab.heads.values import ClassValues, DepthValues, NormalValues
 from denselab.model import DensePredictor, Model, head_outputs
 from denselab.pixel_decoders.top_down import TopDownDecoder
+from denselab.runtime.answers import outputs_of
 from denselab.runtime.session import OnnxRuntimeSession, OpenVinoSession
 from denselab.tasks.grouping import GroupingRules
 from denselab.tasks.panoptic import MergeRules
@@ -96,7 +97,8 @@ def one_thread() -> Iterator[None]:
 def tasks_of(case: str) -> tuple[Task, ...]:
     def permissive(name: str) -> Task:
         if name == "panoptic":
-            return PanopticTask(CLASSES, NAMED.things, EVERYTHING, GroupingRules(threshold=0.01, max_centres=20))
+            grouping = GroupingRules(threshold=0.01, max_centres=20)
+            return PanopticTask(CLASSES, NAMED.things, EVERYTHING, grouping=grouping)
         return make_task(name, NAMED)
 
     return tuple(map(permissive, CASES[case].tasks))
@@ -149,7 +151,7 @@ def test_shapes_follow_the_spec(case: str, size_hw: tuple[int, int]) -> None:
         if spec.value_kind in (ValueKind.IDENTITY, ValueKind.CENTRE_OFFSET):
             assert torch.equal(output.values, torch.eye(spec.num_queries)[None])
         answers = task.decode(output, spec, size_hw)
-        assert len(answers) == len(task.outputs)
+        assert len(answers) == len(outputs_of(task.name))
         assert answers[0].shape[-2:] == size_hw
 
 

@@ -12,6 +12,7 @@ from onnx import ModelProto, numpy_helper
 from torch import Tensor, nn
 
 import denselab
+from denselab.data.truth import Truth
 from denselab.errors import InputError
 from denselab.export import artifact
 from denselab.export.artifact import export_artifact
@@ -21,7 +22,6 @@ from denselab.export.parity import Limits, Measured, Receipt, agreement, check, 
 from denselab.export.torch_session import TorchSession
 from denselab.model import DensePredictor
 from denselab.runtime.artifact import read_info
-from denselab.data.truth import Truth
 from denselab.runtime.session import OnnxRuntimeSession, OpenVinoSession, Session
 from tiny_models import CLASSES, PHOTOS, TASKS, photo, tiny_info, tiny_model
 
@@ -120,7 +120,9 @@ def test_truths_give_a_score(model: DensePredictor, quick: ModelProto, tmp_path:
     ids = labels_of(TorchSession(ArtifactGraph(model, TASKS)))
     truths = tuple(map(Truth, (*ids[:2], np.full_like(ids[2], 255))))
     examples = Examples("blobs", PHOTOS.images, truths)
-    receipt = export_artifact(model, TASKS, tiny_info(), tmp_path / "a.onnx", examples, limits=Limits(0.999, 0.97, 0.05))
+    receipt = export_artifact(
+        model, TASKS, tiny_info(), tmp_path / "a.onnx", examples, limits=Limits(0.999, 0.97, 0.05)
+    )
     assert receipt.score is not None
     assert receipt.score["torch"] == {"mIoU": 1}
     assert 0.99 < receipt.score["onnxruntime"]["mIoU"] <= 1
@@ -247,7 +249,11 @@ def test_agreement_by_hand() -> None:
 
 def test_agreement_of_instances_by_hand() -> None:
     masks = np.array([[[1, 1, 0, 0]], [[0, 0, 1, 1]], [[1, 1, 1, 1]]], np.uint8)
-    ours = {"instance_masks": masks, "instance_classes": np.array([0, 1, 0]), "instance_scores": np.array([0.9, 0.4, 0.1])}
+    ours = {
+        "instance_masks": masks,
+        "instance_classes": np.array([0, 1, 0]),
+        "instance_scores": np.array([0.9, 0.4, 0.1]),
+    }
     assert agreement("instance", ours, ours) == 1
     order = [1, 0, 2]  # two that changed places, as engines do where scores are close
     swapped = {name: values[order] for name, values in ours.items()}

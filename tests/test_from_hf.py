@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
+import openvino
 import pytest
 import torch
 
@@ -36,13 +38,10 @@ from transformers import (
 
 import denselab
 from denselab.errors import InputError
-from denselab.export.graph import ArtifactGraph, to_onnx
 from denselab.hub.dpt import LEAST_INVERSE_DEPTH
 from denselab.hub.eomt import masked_blocks
 from denselab.hub.hugging_face import HubModel, from_hf, pixel_statistics, rebuild
 from denselab.hub.parts import HubRecipe
-from denselab.runtime.session import OnnxRuntimeSession, OpenVinoSession
-from denselab.tasks.task import make_task
 
 LABELS = {"id2label": dict(enumerate(("sky", "road", "tree", "car", "person")))}
 DINOV2 = Dinov2Config(
@@ -94,7 +93,7 @@ def mask2former(**more: Any) -> Any:
     )
     widths = dict.fromkeys(("feature_size", "mask_feature_size", "hidden_dim"), 64)  # two for each group of a norm
     inner = dict.fromkeys(("encoder_feedforward_dim", "dim_feedforward"), 32)
-    layers = {"encoder_layers": 1, "decoder_layers": 3, "num_attention_heads": 2, "num_queries": 6}
+    layers = {"encoder_layers": 1, "decoder_layers": 2, "num_attention_heads": 2, "num_queries": 6}
     config = Mask2FormerConfig(**({"backbone_config": swin} | widths | inner | layers | LABELS | more))
     return Mask2FormerForUniversalSegmentation._from_config(config, attn_implementation="eager")
 
@@ -273,45 +272,56 @@ def test_is_built_again_from_its_recipe(case: str, loaded: Callable[[str], HubMo
     assert torch.equal(got.values, wanted.values)
 
 
-@pytest.mark.parametrize("case", ["depth anything", "eomt"])
 @torch.no_grad()
-def test_traces_at_any_size(case: str, loaded: Callable[[str], HubModel]) -> None:
-    model = loaded(case).model
+def test_depth_anything_traces_at_any_size(loaded: Callable[[str], HubModel]) -> None:
+    """transformers' own forward does not; see the notes of Dinov2Layers and DepthAnythingHead."""
+    model = loaded("depth anything").model
     any_size = {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
     example = torch.zeros(1, 3, 2 * model.size_multiple + 1, 3 * model.size_multiple + 1)
     traced = torch.export.export(model, (example,), dynamic_shapes=(any_size,), strict=False).module()
     image = photos(1, 97, 131)
     torch.testing.assert_close(traced(image).mask_logits, model(image).mask_logits, atol=1e-5, rtol=1e-5)
-    assert loaded(case).network_hw is None
+    assert loaded("depth anything").network_hw is None
+
+
+class Said(torch.nn.Module):
+    """What a model says, as a plain tuple."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        output = self.model(pixels)
+        return output.mask_logits, output.values
 
 
 @torch.no_grad()
-def test_mask2former_runs_in_both_engines(loaded: Callable[[str], HubModel], tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore")  # torch warns about its own deprecations while it exports
+def test_mask2former_says_the_same_in_both_engines_at_a_fixed_size(
+    loaded: Callable[[str], HubModel], tmp_path: Path
+) -> None:
     hub = loaded("mask2former")
     assert hub.network_hw == (800, 1067)
-    graph = ArtifactGraph(hub.model, (make_task("semantic", hub.classes),), (64, 96)).eval()
-    path = tmp_path / "model.onnx"
-    path.write_bytes(to_onnx(graph).SerializeToString())
-    seen: set[int] = set()
-    engines = (OnnxRuntimeSession(path, threads=1), OpenVinoSession(path, threads=1, precision="f32"))
-    for height, width in ((97, 131), (1, 1)):
-        image = (photos(1, height, width) * 255).byte().permute(0, 2, 3, 1).contiguous()
-        (wanted,) = graph(image)
-        seen |= set(wanted.unique().tolist())
-        for engine in engines:
-            got = engine.run(image[0].numpy())
-            got = got["class_ids"] if isinstance(got, dict) else got
-            assert (got == wanted[0].numpy()).mean() >= 0.999
-    assert len(seen) >= 3
+    said, image, path = Said(hub.model).eval(), photos(1, 61, 90), str(tmp_path / "model.onnx")
+    torch.onnx.export(said, (image,), path, dynamo=True, optimize=False, opset_version=20, verbose=False)
+    wanted = [each.numpy() for each in said(image)]
+    by_onnxruntime = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    by_openvino = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    name = by_onnxruntime.get_inputs()[0].name
+    for got in (by_onnxruntime.run(None, {name: image.numpy()}), by_openvino({name: image.numpy()}).values()):
+        for ours, engines in zip(wanted, got, strict=True):
+            np.testing.assert_allclose(engines, ours, atol=2e-4, rtol=1e-4)
+    assert wanted[0].std() > 1  # mask logits of some size
 
 
-@pytest.mark.parametrize("case", ["mask2former", "eomt masked"])
-def test_training_supervises_every_layer(case: str, loaded: Callable[[str], HubModel]) -> None:
+@pytest.mark.parametrize(("case", "layers"), [("mask2former", 1), ("eomt masked", 2)])
+def test_training_supervises_every_layer(case: str, layers: int, loaded: Callable[[str], HubModel]) -> None:
     recipe, state = loaded(case).recipe, loaded(case).model.state_dict()
     model = rebuild(recipe)
     model.load_state_dict(state)
     output = model.train()(photos(1, 64, 64))
-    assert len(output.aux) == len(model.spec.aux) == 2
+    assert len(output.aux) == len(model.spec.aux) == layers
     if case == "mask2former":
         said = net_of(case)(model.normalize(photos(1, 64, 64)), output_auxiliary_logits=True)
         for ours, other in zip(output.aux, said.auxiliary_logits, strict=True):

@@ -58,7 +58,9 @@ def test_build_is_the_function_of_that_name() -> None:
     by_name, by_function = zoo.build("small", num_classes=3), zoo.small(3)
     assert [p.shape for p in by_name.parameters()] == [p.shape for p in by_function.parameters()]
     assert zoo.build("deeplabv3", choices={"backbone": "small", "output_stride": 16}).spec.mask_stride == 16
-    assert zoo.build("lraspp", choices={"backbone": "test_resnet", "output_stride": 8}).backbone.features[-1].stride == 8
+    assert (
+        zoo.build("lraspp", choices={"backbone": "test_resnet", "output_stride": 8}).backbone.features[-1].stride == 8
+    )
 
 
 def test_a_backbone_that_cannot_be_dilated_keeps_its_stride() -> None:
@@ -123,6 +125,7 @@ def test_lraspp_reads_what_mobilenetv3_gives() -> None:
     ],
 )
 def test_misuse_is_named(choices: dict[str, object], text: str) -> None:
+    given = dict(choices)
+    model, tasks = given.pop("model"), given.pop("tasks", ("semantic",))
     with pytest.raises(InputError, match=text):
-        given = dict(choices)
-        zoo.build(given.pop("model"), given.pop("tasks", ("semantic",)), 3, given)
+        zoo.build(model, tasks, 3, given)

@@ -64,11 +64,11 @@ def test_background_is_one_segment_and_void_is_none() -> None:
     masks = torch.tensor([[[True, False, False]]])
     void = torch.tensor([[False, False, True]])
     targets = SegmentTargets(masks, torch.tensor([0]), void)
-    both = InstanceTask(1)._with_background(targets)
+    both = InstanceTask(1, (0,))._with_background(targets)
     assert both.class_ids.tolist() == [0, 1]
     assert both.masks[1].tolist() == [[False, True, False]]
     covered = SegmentTargets(torch.tensor([[[True, True, False]]]), torch.tensor([0]), void)
-    assert InstanceTask(1)._with_background(covered) is covered
+    assert InstanceTask(1, (0,))._with_background(covered) is covered
 
 
 def test_a_task_that_needs_classes_says_so() -> None:

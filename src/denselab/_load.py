@@ -18,7 +18,9 @@ def load(
     long_side: LongSide = "auto",
     min_score: float = MIN_SCORE,
 ) -> Predictor:
-    """Open a model: "street" (built in), an artifact (.onnx), or a checkpoint (.ckpt, needs PyTorch).
+    """Open a model: "street" (built in), an artifact (.onnx), a checkpoint (.ckpt) or hf:NAME (both need PyTorch).
+
+    hf:NAME is a model of the Hugging Face hub, or a folder that transformers saved (see denselab.from_hf).
 
     engine: auto, openvino or onnxruntime, for artifacts; threads: of the engine, None lets it decide;
     long_side: at what size the model sees large images; min_score: instances of which it is less sure are dropped
@@ -26,11 +28,14 @@ def load(
     Raises InputError for anything that cannot be opened, saying why.
     """
     path = _PACKAGED.get(str(model), Path(model))
-    if path.suffix not in (".onnx", ".ckpt"):
+    from_hub = str(model).startswith("hf:")
+    if path.suffix not in (".onnx", ".ckpt") and not from_hub:
         names = ", ".join(_PACKAGED)
-        raise InputError(f"model: wanted {names}, an artifact (FILE.onnx) or a checkpoint (FILE.ckpt), got {model}")
-    if path.suffix == ".ckpt":
-        predictor = _load_checkpoint(path, threads)
+        raise InputError(
+            f"model: wanted {names}, an artifact (FILE.onnx), a checkpoint (FILE.ckpt) or hf:NAME, got {model}"
+        )
+    if from_hub or path.suffix == ".ckpt":
+        predictor = _load_with_torch(str(model), threads)
     else:
         info = read_info(path)
         predictor = Predictor(open_session(path, engine, threads), info)
@@ -38,13 +43,13 @@ def load(
     return predictor
 
 
-def _load_checkpoint(path: Path, threads: int | None) -> Predictor:
-    if not path.is_file():
-        raise InputError(f"{path}: no such model file; check the path")
+def _load_with_torch(source: str, threads: int | None) -> Predictor:
+    if not source.startswith("hf:") and not Path(source).is_file():
+        raise InputError(f"{source}: no such model file; check the path")
     if not find_spec("torch"):
         raise InputError(
-            f'{path}: a checkpoint needs PyTorch; install it with: pip install "denselab[train]", '
-            "or export the checkpoint to .onnx where PyTorch is"
+            f'{source}: such a model needs PyTorch; install it with: pip install "denselab[train]", '
+            "or export it to .onnx where PyTorch is"
         )
     import torch
 
@@ -52,4 +57,4 @@ def _load_checkpoint(path: Path, threads: int | None) -> Predictor:
 
     if threads is not None:
         torch.set_num_threads(threads)
-    return load_predictor(path)
+    return load_predictor(source)

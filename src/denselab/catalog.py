@@ -7,7 +7,8 @@ from dataclasses import dataclass
 class Row:
     """One published system.
 
-    model, backbone: what `denselab fit --model MODEL --backbone BACKBONE` takes. test: the test that shows it works.
+    model, backbone, task: what `denselab fit --task TASK --model MODEL --backbone BACKBONE` takes. test: the test that
+    shows it works. options: what more it takes.
     """
 
     id: str
@@ -17,18 +18,52 @@ class Row:
     model: str
     backbone: str
     test: str
+    task: str = "semantic"
+    options: str = ""
 
     @property
     def run(self) -> str:
         """The command that trains it."""
-        return f"denselab fit --data DIR --model {self.model} --backbone {self.backbone} -o runs/{self.model}"
+        task = "" if self.task == "semantic" else f" --task {self.task}"
+        model = f"--model {self.model} --backbone {self.backbone}"
+        return f"denselab fit --data DIR{task} {model}{self.options} -o runs/{self.model}"
 
 
 _CONTRACT = "tests/test_contract.py"
 _DECODERS = "tests/test_pixel_decoders.py"
 _ROWS = "tests/test_catalog.py"
+_KMAX, _MAX = "tests/test_kmax.py", "tests/test_losses_max_deeplab.py"
+_SEGMENT, _DENSE = "panoptic", "depth"
 
 ROWS = (
+    Row(
+        "R001", "PolyMaX", "Yang et al. 2024", "head", "polymax", "convnext_tiny", "tests/test_heads_polymax.py", _DENSE
+    ),
+    Row("R006", "OCR", "Yuan et al. 2020", "head", "ocr", "hrnet_w18", "tests/test_ocr.py"),
+    Row("R211", "DPT", "Ranftl et al. 2021", "head", "dpt", "vit_small_patch16_224", "tests/test_dpt.py", _DENSE),
+    Row("R362", "kMaX-DeepLab", "Yu et al. 2022", "head", "kmax", "resnet50", _KMAX, _SEGMENT),
+    Row(
+        "R366",
+        "ReMaX",
+        "Sun et al. 2023",
+        "loss",
+        "kmax",
+        "resnet50",
+        "tests/test_losses_remax.py",
+        _SEGMENT,
+        " --remax",
+    ),
+    Row("R378", "MaX-DeepLab (objective)", "Wang et al. 2021", "loss", "kmax", "resnet50", _MAX, _SEGMENT),
+    Row(
+        "R398",
+        "Panoptic-DeepLab",
+        "Cheng et al. 2020",
+        "head",
+        "panoptic_deeplab",
+        "resnet50",
+        "tests/test_panoptic_deeplab.py",
+        _SEGMENT,
+    ),
     Row("R036", "SegNet", "Badrinarayanan et al. 2017", "head", "segnet", "vgg16_bn", _DECODERS),
     Row("R178", "FCN-32s/16s/8s", "Long et al. 2015", "head", "fcn8s", "vgg16", _DECODERS),
     Row("R263", "LinkNet", "Chaurasia and Culurciello 2017", "head", "linknet", "resnet18", _DECODERS),

@@ -72,10 +72,16 @@ class ModelCard:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A trained model, in evaluation mode on the CPU, and what it is."""
+    """A trained model, in evaluation mode on the CPU, and what it is.
+
+    network_hw: the size in px at which it runs inside an artifact, None where it runs at any. note: what a user should
+    know.
+    """
 
     model: Model
     card: ModelCard
+    network_hw: tuple[int, int] | None = None
+    note: str = ""
 
 
 def save_atomically(checkpoint: Mapping[str, Any], path: Path) -> None:

@@ -52,9 +52,7 @@ class Segments:
         return map(self.mask, self.segments)
 
 
-def from_masks(
-    masks: Iterable[NDArray[np.bool_]], segments: Iterable[Segment], hw: tuple[int, int]
-) -> Segments:
+def from_masks(masks: Iterable[NDArray[np.bool_]], segments: Iterable[Segment], hw: tuple[int, int]) -> Segments:
     """Lay masks bool [H, W] into as few layers as their order allows: each into the first where it covers nothing."""
     layers = [np.zeros(hw, np.int32)]
     kept = tuple(segments)

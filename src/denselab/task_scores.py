@@ -48,7 +48,7 @@ def count(score: Score, result: Result, truth: Truth) -> None:
             score.update(result.to_segments(), truth.segments)
         case InstanceScore(), InstanceSet():
             assert truth.segments is not None
-            score.update(result.masks, result.class_ids, result.scores, truth.segments)
+            score.update(result.masks, result.class_ids.tolist(), result.scores.tolist(), truth.segments)
         case DepthScore(), DepthMap():
             assert truth.depth_m is not None
             score.update(result.metres, truth.depth_m)

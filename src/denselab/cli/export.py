@@ -19,7 +19,7 @@ _RUN_FILE = "run.yaml"
 
 
 def export(
-    checkpoint: Annotated[Path, typer.Argument(metavar="RUN.ckpt", help="Checkpoint of denselab fit.")],
+    source: Annotated[str, typer.Argument(metavar="RUN.ckpt", help="Checkpoint of denselab fit, or hf:NAME.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The artifact to write (.onnx).")],
     precision: Annotated[Precision, typer.Option(help="How numbers are stored (int8: and computed).")] = Precision.FP32,
     data: Annotated[
@@ -37,33 +37,36 @@ def export(
         typer.Option(min=0, max=1, help="Least share of pixels labelled as by torch. [default: fp32 0.999, else 0.97]"),
     ] = None,
     max_score_drop: Annotated[
-        float, typer.Option(min=0, max=100, help="Most points of the main figure an engine may lose (errors: per cent).")
+        float,
+        typer.Option(min=0, max=100, help="Most points of the main figure an engine may lose (errors: per cent)."),
     ] = 1.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the artifact if it exists.")] = False,
 ) -> None:
-    """Write a checkpoint as one ONNX file: a photo of any size in, the answers at its size out.
+    """Write a model as one ONNX file: a photo of any size in, the answers at its size out.
 
-    The file is compared with the checkpoint on real images in every engine, and not written where they disagree.
+    The file is compared with the model on real images in every engine, and not written where they disagree.
     What was compared and measured is printed, and kept in the file. OpenVINO computes in bf16 where the CPU has it;
     in that mode its labels may differ from torch's on 3 % of pixels, held to fp32 it must reach --min-agreement.
     """
-    from denselab.checkpoint import load_checkpoint
     from denselab.data.descriptor import open_dataset
     from denselab.evaluate import check_classes
     from denselab.export.artifact import check_target, export_artifact
     from denselab.export.examples import CALIBRATION_SPLITS, PARITY_SPLITS, from_dataset, from_scenes
     from denselab.export.parity import Limits
-    from denselab.export.torch_session import describe
+    from denselab.export.torch_session import describe, open_model
 
     check_target(out, overwrite)
     network_hw = _size_hw(network_size)
-    loaded = load_checkpoint(checkpoint)
+    loaded = open_model(source)
+    network_hw = network_hw or loaded.network_hw
+    if loaded.note:
+        print(f"note: {loaded.note}", file=sys.stderr)
     if data is not None:
         dataset = open_dataset(data)
         dataset.require(loaded.card.tasks)
         check_classes(loaded.card.classes, dataset)
     else:
-        dataset = _dataset_of_run(checkpoint, loaded.card)
+        dataset = _dataset_of_run(Path(source), loaded.card)
     info = describe(loaded, name or out.stem, precision)
     if dataset:
         parity = from_dataset(dataset, loaded.card.tasks, PARITY_SPLITS, images)

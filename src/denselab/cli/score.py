@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from denselab.errors import InputError
+from denselab.runtime.artifact import TASKS
 
 if TYPE_CHECKING:
     from denselab.scoring.count import Failure, Scored
 
-TASKS = ("semantic", "panoptic", "instance", "depth", "normals")
 MIN_DEPTH_M, MAX_DEPTH_M = 1e-3, 80.0
 _SHOWN = 10
 _OPTIONS_OF: Mapping[str, tuple[str, ...]] = {

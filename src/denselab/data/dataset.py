@@ -67,7 +67,7 @@ class Dataset:
     """Images in splits, and what is known of them.
 
     root: the folder, for messages. classes: None for data without labels. tasks: what can be read, out of
-    `truth.TASKS`. notes: what was assumed, in words for the user. left_out: files without a partner.
+    `runtime.artifact.TASKS`. notes: what was assumed, in words for the user. left_out: files without a partner.
     """
 
     root: Path

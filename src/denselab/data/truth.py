@@ -9,9 +9,6 @@ from numpy.typing import NDArray
 from denselab.errors import InputError
 from denselab.segments import Segments
 
-TASKS = ("semantic", "instance", "panoptic", "depth", "normals")
-"""Everything that can be true of a pixel; joint tasks name several."""
-
 LABEL_TASKS = frozenset({"semantic", "instance", "panoptic"})
 SEGMENT_TASKS = frozenset({"instance", "panoptic"})
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from denselab.errors import InputError
 from denselab.model import Model, head_outputs
+from denselab.runtime.answers import outputs_of
 from denselab.tasks.task import Task
 
 OPSET = 20
@@ -31,7 +32,7 @@ class ArtifactGraph(nn.Module):
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of what `forward` returns."""
-        return tuple(name for task in self.tasks for name in task.outputs)
+        return tuple(name for task in self.tasks for name in outputs_of(task.name))
 
     def forward(self, image: UInt8[Tensor, "1 H W 3"]) -> tuple[Tensor, ...]:
         source_hw = (image.shape[1], image.shape[2])

@@ -8,12 +8,14 @@ import torch
 from numpy.typing import NDArray
 
 from denselab._version import __version__
-from denselab.checkpoint import LoadedModel, load_checkpoint
+from denselab.checkpoint import LoadedModel, ModelCard, load_checkpoint
 from denselab.classes import VOID
 from denselab.export.graph import ArtifactGraph
 from denselab.export.precision import Precision
 from denselab.runtime.artifact import ArtifactInfo
 from denselab.runtime.predictor import Predictor
+
+HUB_PREFIX = "hf:"
 
 
 class TorchSession:
@@ -32,10 +34,25 @@ class TorchSession:
         return {name: answer[0].numpy() for name, answer in zip(self._graph.outputs, answers, strict=True)}
 
 
-def load_predictor(path: str | Path) -> Predictor:
-    """A predictor on a checkpoint's averaged weights. Raises InputError for a file that is none."""
-    loaded = load_checkpoint(path)
-    graph = ArtifactGraph(loaded.model, loaded.card.make_tasks())
+def open_model(source: str | Path) -> LoadedModel:
+    """A checkpoint's averaged weights, or hf:NAME, a model of the Hugging Face hub or of a folder.
+
+    Raises InputError for anything that is neither.
+    """
+    name = str(source)
+    if not name.startswith(HUB_PREFIX):
+        return load_checkpoint(source)
+    from denselab.hub.hugging_face import from_hf
+
+    hub = from_hf(name.removeprefix(HUB_PREFIX))
+    card = ModelCard(hub.tasks[:1], name, {}, hub.classes, hub.train_hw, None, hub.licence)
+    return LoadedModel(hub.model, card, hub.network_hw, hub.note)
+
+
+def load_predictor(source: str | Path) -> Predictor:
+    """A predictor on a model in eager torch. Raises InputError for a source that is none (see `open_model`)."""
+    loaded = open_model(source)
+    graph = ArtifactGraph(loaded.model, loaded.card.make_tasks(), loaded.network_hw)
     return Predictor(TorchSession(graph), describe(loaded, loaded.card.model))
 
 

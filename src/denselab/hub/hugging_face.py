@@ -140,7 +140,7 @@ def from_hf(
     if getattr(processor, "do_reduce_labels", False):
         notes.append("Class 0 is 1 in the masks of its training data, where 0 is void (do_reduce_labels).")
     train_hw = _usual_hw(processor.size)
-    # Window attention, and the padding of a hybrid's convolutions, do not trace at a dynamic size.
+    # Window and deformable attention trace at one size only; tracing a hybrid at any size took over 15 minutes.
     fixed = isinstance(net, Mask2FormerForUniversalSegmentation) or getattr(config, "is_hybrid", False)
     return HubModel(
         model.eval(),

@@ -51,7 +51,8 @@ class MaxDeepLabWeights:
     instance discrimination. semantic: auxiliary semantic cross entropy, counted once. Terms at 0 are not computed.
     instance_samples, semantic_samples: pixels drawn per image; 0: all pixels, without chance (semantic only).
     instance_share: of the grid that instance_samples may be at most, but for 256; 0.16 is what 4096 are of the
-    published 161x161 cells. The cost grows with the square of the samples: on small images they would be most of a training step.
+    published 161x161 cells. The cost grows with the square of the samples: on small images they would be most of a
+    training step.
     share_matching: earlier outputs are taught by the matching of the final one.
     dice_on_void: what a mask claims on void counts against its dice too.
     negatives: VOID_OVERLAP is the default because every published score was reached with it, and because with ONE

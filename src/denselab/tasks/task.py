@@ -12,6 +12,8 @@ from denselab.errors import InputError
 from denselab.losses.depth import DepthLossWeights, depth_loss
 from denselab.losses.normals import normals_loss
 from denselab.losses.pixel import LossWeights, cross_entropy, pixel_loss
+from denselab.losses.remax import ReMax
+from denselab.runtime.artifact import TASKS
 from denselab.tasks import depth, instance, normals, panoptic, semantic
 from denselab.tasks.grouping import GroupingRules, group_centres, instances_of_centres
 from denselab.tasks.segment_loss import Loss, class_maps, segment_loss, segments_of_classes
@@ -19,17 +21,14 @@ from denselab.types import HeadSpec, QueryOutput, SegmentTargets, Targets, Value
 
 Hw = tuple[int, int]
 
-TASKS = ("semantic", "instance", "panoptic", "depth", "normals")
-
 AUX_WEIGHT = 0.4
 """Of per-pixel auxiliary classifiers (PSPNet, Zhao et al. 2017, section 4; OCR takes the same)."""
 
 
 class Task(Protocol):
-    """One dense task. name: as in `--task`; outputs: names of the tensors that `decode` returns, in their order."""
+    """One dense task. name: as in `--task`."""
 
     name: str
-    outputs: tuple[str, ...]
 
     def loss(self, output: QueryOutput, spec: HeadSpec, targets: Targets) -> Loss:
         """What training minimises; targets at the size of the images."""
@@ -38,7 +37,10 @@ class Task(Protocol):
     def decode(
         self, output: QueryOutput, spec: HeadSpec, size_hw: Hw, network_hw: Hw | None = None
     ) -> tuple[Tensor, ...]:
-        """The answer at source size, in operations that export. network_hw: see `at_source`."""
+        """The answer at source size, in the order of `outputs_of` and in operations that export.
+
+        network_hw: see `at_source`.
+        """
         ...
 
 
@@ -50,7 +52,6 @@ class SemanticTask:
     loss_weights: LossWeights = field(default_factory=LossWeights)
     class_weights: Tensor | None = None
     name = "semantic"
-    outputs = ("class_ids",)
 
     def loss(self, output: QueryOutput, spec: HeadSpec, targets: Targets) -> Loss:
         """Of pixels; of masks where the head says classes of masks."""
@@ -81,14 +82,14 @@ class PanopticTask:
     num_classes: int
     things: tuple[int, ...]
     rules: panoptic.MergeRules = field(default_factory=panoptic.MergeRules)
+    remax: ReMax | None = None
     grouping: GroupingRules = field(default_factory=GroupingRules)
     name = "panoptic"
-    outputs = ("panoptic_ids", "segment_classes", "segment_scores")
 
     def loss(self, output: QueryOutput, spec: HeadSpec, targets: Targets) -> Loss:
         """See `segment_loss`."""
         assert targets.segments is not None
-        return segment_loss(output, spec, targets.segments, class_maps(targets.segments), self.things)
+        return segment_loss(output, spec, targets.segments, class_maps(targets.segments), self.things, self.remax)
 
     def decode(
         self, output: QueryOutput, spec: HeadSpec, size_hw: Hw, network_hw: Hw | None = None
@@ -102,24 +103,23 @@ class PanopticTask:
 
 @dataclass(frozen=True)
 class InstanceTask:
-    """Every object by itself. The head has one class more than there are, the last: background."""
+    """Every object by itself. The head has one class more than there are, the last: background.
+
+    things: ids of the classes that have objects.
+    """
 
     num_classes: int
+    things: tuple[int, ...]
     rules: instance.InstanceRules = field(default_factory=instance.InstanceRules)
+    remax: ReMax | None = None
     grouping: GroupingRules = field(default_factory=GroupingRules)
     name = "instance"
-    outputs = ("instance_masks", "instance_classes", "instance_scores")
-
-    @property
-    def things(self) -> tuple[int, ...]:
-        """All classes but the background."""
-        return tuple(range(self.num_classes))
 
     def loss(self, output: QueryOutput, spec: HeadSpec, targets: Targets) -> Loss:
         """That of panoptic segmentation, with what is no object as one segment of stuff."""
         assert targets.segments is not None
         segments = tuple(map(self._with_background, targets.segments))
-        return segment_loss(output, spec, segments, class_maps(segments), self.things)
+        return segment_loss(output, spec, segments, class_maps(segments), self.things, self.remax)
 
     def _with_background(self, segments: SegmentTargets) -> SegmentTargets:
         if segments.void is None:
@@ -150,7 +150,6 @@ class DepthTask:
 
     loss_weights: DepthLossWeights = field(default_factory=DepthLossWeights)
     name = "depth"
-    outputs = ("depth_m",)
 
     def loss(self, output: QueryOutput, spec: HeadSpec, targets: Targets) -> Loss:
         """See `depth_loss`; of the outputs of earlier layers too."""
@@ -174,7 +173,6 @@ class NormalsTask:
     """A unit vector for every pixel: x right, y down, z forward."""
 
     name = "normals"
-    outputs = ("normals",)
 
     def loss(self, output: QueryOutput, spec: HeadSpec, targets: Targets) -> Loss:
         """See `normals_loss`; of the outputs of earlier layers too."""
@@ -211,7 +209,7 @@ def make_task(name: str, classes: Classes | None) -> Task:
         case "panoptic":
             return PanopticTask(len(classes), classes.things)
         case "instance":
-            return InstanceTask(len(classes))
+            return InstanceTask(len(classes), classes.things or tuple(range(len(classes))))
 
 
 def _nearest(values: Tensor, size_hw: Hw) -> Tensor:

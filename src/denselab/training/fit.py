@@ -27,8 +27,9 @@ from denselab.evaluate import Evaluation, Track, evaluate, untracked
 from denselab.export.torch_session import load_predictor
 from denselab.files import atomic_path
 from denselab.losses.pixel import LossWeights, inverse_log_weights
+from denselab.losses.remax import ReMax
 from denselab.runtime.images import read_size
-from denselab.tasks.task import SemanticTask, Task, make_task
+from denselab.tasks.task import InstanceTask, PanopticTask, SemanticTask, Task, make_task
 from denselab.training.callbacks import (
     BEST,
     LAST,
@@ -153,10 +154,19 @@ def make_tasks(options: FitOptions, train: DenseDataset) -> tuple[Task, ...]:
     tasks = tuple(make_task(name, train.dataset.classes) for name in options.tasks)
     weights = class_weights(train, options.class_weights) if "semantic" in options.tasks else None
     losses = LossWeights(**options.loss_weights)
-    return tuple(
-        replace(task, loss_weights=losses, class_weights=weights) if isinstance(task, SemanticTask) else task
-        for task in tasks
-    )
+    if options.remax and options.model != "kmax":
+        raise InputError(f"remax: wanted a model whose masks compete (kmax), got {options.model}; drop --remax")
+
+    def with_losses(task: Task) -> Task:
+        match task:
+            case SemanticTask():
+                return replace(task, loss_weights=losses, class_weights=weights)
+            case PanopticTask() | InstanceTask() if options.remax:
+                return replace(task, remax=ReMax())
+            case _:
+                return task
+
+    return tuple(map(with_losses, tasks))
 
 
 def open_run(run: Path, card: ModelCard, resume: bool, overwrite: bool) -> Path | None:

@@ -16,6 +16,7 @@ import yaml
 
 from denselab.errors import InputError
 from denselab.files import atomic_path
+from denselab.runtime.artifact import TASKS
 
 
 class Precision(StrEnum):
@@ -87,6 +88,7 @@ class FitOptions:
     warmup_steps: Annotated[int, About("Steps to the full learning rate, at most a tenth of the run.", 0)] = 100
     clip_norm: Annotated[float, About("Clip gradients to this norm; 0 for never.", 0)] = 0.0
     loss: Annotated[str, About("Semantic loss per pixel, such as ce, ohem, ce+0.5*dice or ce+lovasz.")] = "ce"
+    remax: Annotated[bool, About("Relax masks and classes while training (ReMaX); for kmax.")] = False
     class_weights: Annotated[ClassWeighting, About("Class weights of the cross entropy.")] = ClassWeighting.NONE
     ema_decay: Annotated[float, About("Decay of the averaged weights that are evaluated; 0 for none.", 0)] = 0.999
     precision: Annotated[Precision, About("Arithmetic of the forward pass.")] = Precision.AUTO
@@ -107,6 +109,9 @@ class FitOptions:
         for name in ("data", "out"):
             if not getattr(self, name):
                 raise InputError(f"{name}: wanted a folder, got none; give --{name}")
+        for task in self.tasks:
+            if task not in TASKS:
+                raise InputError(f"task: wanted one of {', '.join(TASKS)} or some joined by +, got {self.task!r}")
         low, high = self.zoom
         if low > high:
             raise InputError(f"zoom_min: must be at most zoom_max {high}, got {low}")
