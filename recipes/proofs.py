@@ -73,6 +73,7 @@ def shared(name: str) -> Callable[[Path], Path]:
 ON_SCENES = {"backbone": "street", "width": 64, "batch_size": 8, "crop": "256x192", "lr": 2e-3, "jitter": 0.3}
 MASKS = {**ON_SCENES, "queries": 64, "clip_norm": 1.0}
 DEPTH = {"max_depth": 80.0}
+DPT = {**ON_SCENES, "model": "dpt", "width": 48, "lr": 1e-3}
 
 PROOFS: dict[str, Proof] = {
     "scenes_semantic_street": Proof(
@@ -97,11 +98,11 @@ PROOFS: dict[str, Proof] = {
     "scenes_depth_polymax": Proof(
         scenes, {**MASKS, **DEPTH, "task": "depth", "model": "polymax", "norm": "group"}, 30, "abs_rel", 0.12
     ),
-    "scenes_depth_dpt": Proof(scenes, {**ON_SCENES, **DEPTH, "task": "depth", "model": "dpt"}, 30, "abs_rel", 0.12),
+    "scenes_depth_dpt": Proof(scenes, {**DPT, **DEPTH, "task": "depth"}, 30, "abs_rel", 0.12),
     "scenes_normals_polymax": Proof(
         scenes, {**MASKS, "task": "normals", "model": "polymax", "norm": "group"}, 30, "median_deg", 12.0
     ),
-    "scenes_normals_dpt": Proof(scenes, {**ON_SCENES, "task": "normals", "model": "dpt"}, 30, "median_deg", 12.0),
+    "scenes_normals_dpt": Proof(scenes, {**DPT, "task": "normals"}, 30, "median_deg", 12.0),
     "scenes_panoptic_depth_kmax": Proof(
         scenes,
         {**MASKS, "task": "panoptic+depth", "model": "kmax", "norm": "group", "max_depth": 80.0},

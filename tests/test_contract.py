@@ -73,7 +73,7 @@ CASES: dict[str, Case] = {
     "masks as instances": Case(lambda: zoo.mask2former(CLASSES + 1, "small", width=32, queries=8), ("instance",)),
     "centres as instances": Case(lambda: zoo.panoptic_deeplab(CLASSES + 1, "small", width=16), ("instance",)),
     "several tasks": Case(
-        lambda: zoo.kmax({"panoptic": OF_CLASSES, "depth": DEPTH, "normals": NormalValues()}, "small", width=32),
+        lambda: zoo.kmax({"panoptic": OF_CLASSES, "depth": DEPTH, "normals": NormalValues()}, "small", width=32, queries=12),
         ("panoptic", "depth", "normals"),
     ),
     "plain transformer": Case(lambda: zoo.small(CLASSES, "test_vit")),

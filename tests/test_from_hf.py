@@ -371,6 +371,8 @@ def test_tells_what_it_loaded(folders: Callable[[str], Path], loaded: Callable[[
     assert denselab.from_hf is from_hf
     (folders("segformer") / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A model\n")
     assert from_hf(str(folders("segformer"))).licence == "apache-2.0"
+    (folders("segformer") / "README.md").write_text("---\nlicense: [mit\n---\n# A model\n")
+    assert from_hf(folders("segformer")).licence == "unknown"
 
 
 @pytest.mark.parametrize(
@@ -453,7 +455,7 @@ def test_sources_that_cannot_be_loaded(
     with pytest.raises(InputError, match=r"wanted a configuration of transformers \(config.json\).*check the folder"):
         from_hf(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match=r"nobody/nothing: wanted a configuration.*check the name.*hf auth login"):
+    with pytest.raises(InputError, match=r"nobody/nothing: wanted a config.*no folder has that name.*hf auth login"):
         from_hf("nobody/nothing")
 
     config = net_of("segformer").config

@@ -13,6 +13,7 @@ from denselab import _vision as _vision  # before transformers, which imports to
 # isort: split
 import huggingface_hub
 import torch
+import yaml
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
@@ -201,7 +202,8 @@ def _loaded(name: str, wanted: str, load: Callable[..., Any], options: Mapping[s
         mend = (
             "check the folder"
             if Path(name).is_dir()
-            else "check the name and the connection, and log in (hf auth login, or token=) if the model is gated"
+            else "no folder has that name either: check it and the connection, and log in (hf auth login, or token=) "
+            "if the model is gated"
         )
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InputError(f"{name}: wanted {wanted}; got: {reason} ({mend})") from error
@@ -312,6 +314,11 @@ def _usual_hw(size: Any) -> tuple[int, int] | None:
 
 
 def _licence(name: str, options: Mapping[str, Any]) -> str:
-    readme = cached_file(name, "README.md", _raise_exceptions_for_missing_entries=False, **options)
-    described = huggingface_hub.metadata_load(readme) if readme else None
+    """What the front matter of the README says; a README out of reach, or one that does not parse, says nothing."""
+    lenient = ("missing_entries", "connection_errors", "gated_repo")
+    readme = cached_file(name, "README.md", **{f"_raise_exceptions_for_{what}": False for what in lenient}, **options)
+    try:
+        described = huggingface_hub.metadata_load(readme) if readme else None
+    except (ValueError, yaml.YAMLError):
+        described = None
     return str((described or {}).get("license", "unknown"))
