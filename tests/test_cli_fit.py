@@ -78,7 +78,7 @@ def test_help_and_options_need_no_torch() -> None:
     ("text", "message"),
     [
         ("bach_size: 3", "run.yaml: no option is named bach_size; did you mean batch_size?"),
-        ("xyzzy: 3", "run.yaml: no option is named xyzzy; known are data, out, model"),
+        ("xyzzy: 3", "run.yaml: no option is named xyzzy; known are data, out, task, model"),
         ("batch_size: 0", "batch_size: must be at least 1, got 0"),
         ("batch_size: 1.5", "run.yaml: batch_size: wanted int, got 1.5"),
         ("lr: fast", "run.yaml: lr: wanted float, got 'fast'"),

@@ -7,12 +7,11 @@ from torch import Tensor, nn
 from denselab import _vision as _vision
 from denselab.backbones.from_timm import TimmBackbone
 from denselab.errors import InputError
-from denselab.heads.ocr import OcrHead
 from denselab.heads.per_pixel import PerPixelHead
 from denselab.model import DensePredictor
 from denselab.pixel_decoders.dpt import DptDecoder
 from denselab.types import FeatureSpec, PixelDecoder
-from head_checks import check_batch, check_export, check_gradients, check_shapes
+from head_checks import check_batch, check_gradients, check_shapes
 
 # isort: split
 from transformers import DPTConfig
@@ -62,14 +61,6 @@ class PlainBackbone(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         x = self.patches(pixels)
         return tuple(block(x).tanh() for block in self.blocks)
-
-
-def test_export_equals_eager() -> None:
-    """Under OCR's head, so that one export tests both."""
-    torch.manual_seed(0)
-    backbone = PlainBackbone()
-    decoder = DptDecoder(backbone.features, 8, (4, 4, 6, 6))
-    check_export(DensePredictor(backbone, decoder, OcrHead(decoder.features, 3, width=12, key_channels=6)))
 
 
 def copy_fusion(reference: nn.Module, ours: nn.Module, batch_norm: bool) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 from denselab.classes import STREET
 from denselab.data.descriptor import open_dataset
 from denselab.data.scenes import Scene, render_clip, render_scene, write_scenes
+from denselab.data.scenes.write import SMALLEST_INSTANCE_PX
 from denselab.data.scenes.shade import surface
 from denselab.data.scenes.solids import Look, Solid, Street, box, ellipsoid, extrude, limb, placed, rod, stack
 from denselab.data.scenes.trace import trace
@@ -312,12 +313,19 @@ def test_written_scenes_open_as_a_data_set(tmp_path: Path) -> None:
     np.testing.assert_array_equal(image, scene.image)
     np.testing.assert_array_equal(truth.class_ids, scene.class_ids)
     assert truth.segments is not None
-    assert {s.id for s in truth.segments.segments if not s.is_crowd} == {i.id for i in scene.instances}
+    things = {STREET.names.index(name) for name in ("car", "pedestrian", "bicyclist")}
+    areas = np.bincount(scene.instance_ids.ravel())
+    seen = {i.id for i in scene.instances if areas[i.id] >= SMALLEST_INSTANCE_PX}
+    assert {s.id for s in truth.segments.segments if not s.is_crowd} == {
+        i.id for i in scene.instances if i.id in seen and i.class_id in things
+    }
 
     def stored(kind: str) -> NDArray[np.generic]:
         return np.array(Image.open(tmp_path / kind / "test" / "scene_000009.png"))
 
-    np.testing.assert_array_equal(stored("instances"), scene.instance_ids)
+    assert 0 < len(seen) < len(scene.instances)
+    told_apart = np.where(np.isin(scene.instance_ids, sorted(seen)), scene.instance_ids, 0)
+    np.testing.assert_array_equal(stored("instances"), told_apart)
     near = scene.valid & (scene.depth_m < 65.5)
     np.testing.assert_allclose(stored("depth")[near] / 1000, scene.depth_m[near], atol=5.1e-4)
     assert not stored("depth")[~scene.valid | (scene.depth_m > 65.6)].any()

@@ -229,7 +229,7 @@ def test_run_folder_is_not_overwritten_unasked(tiny: Path, tmp_path: Path) -> No
     (run / "best.ckpt").write_text("old")
     fit(tiny_options(tiny, run, epochs=1), overwrite=True)
     assert (run / "notes.txt").read_text() == "mine"
-    assert load_checkpoint(run / "best.ckpt").classes.names == NAMES
+    assert load_checkpoint(run / "best.ckpt").card.classes.names == NAMES
 
 
 def test_resume_refuses_another_model_or_other_classes(tiny: Path, tmp_path: Path) -> None:

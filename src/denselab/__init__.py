@@ -52,5 +52,12 @@ def __getattr__(name: str) -> Any:
     """Import a public name on first use, so that `import denselab` costs next to nothing."""
     if name not in _HOMES:
         raise AttributeError(f"module 'denselab' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"denselab.{_HOMES[name]}"), name)
+    try:
+        home = import_module(f"denselab.{_HOMES[name]}")
+    except ModuleNotFoundError as error:
+        from denselab.errors import InputError
+
+        mend = 'install the training half with: pip install "denselab[train]"'
+        raise InputError(f"{name}: needs {error.name}, which is not installed; {mend}") from error
+    value = globals()[name] = getattr(home, name)
     return value
