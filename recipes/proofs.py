@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -167,7 +166,7 @@ def main() -> None:
     write_json(
         RESULTS / f"{args.name}.json",
         {
-            "command": " ".join(["python", *sys.argv]),
+            "command": f"python recipes/proofs.py {args.name} --threads {args.threads}",
             "figure": proof.figure,
             "value": value,
             "bar": proof.bar,

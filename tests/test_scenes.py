@@ -11,12 +11,12 @@ from PIL import Image
 from denselab.classes import STREET
 from denselab.data.descriptor import open_dataset
 from denselab.data.scenes import Scene, render_clip, render_scene, write_scenes
-from denselab.data.scenes.write import SMALLEST_INSTANCE_PX
 from denselab.data.scenes.shade import surface
 from denselab.data.scenes.solids import Look, Solid, Street, box, ellipsoid, extrude, limb, placed, rod, stack
 from denselab.data.scenes.trace import trace
 from denselab.data.scenes.views import Camera, Sun
 from denselab.data.scenes.world import glide
+from denselab.data.scenes.write import SMALLEST_INSTANCE_PX
 from denselab.errors import InputError
 
 SMALL = (90, 120)
