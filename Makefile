@@ -26,7 +26,7 @@ demo: $(VENV)/.runtime
 	$(BIN)/denselab predict "$$photo" -o out/demo --overwrite
 
 test: $(VENV)/.train
-	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 lint: $(VENV)/.train
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -403,7 +403,7 @@ def test_depth_that_nobody_knows(depth: list[object]) -> None:
         (["--max-depth", 0], "min_m, max_m: wanted 0 < min_m < max_m, both finite, got 0.001 and 0"),
         (["--boundary"], "--boundary: wanted only with --task semantic and panoptic, got it with depth; leave it out"),
         (["--num-classes", 3], "--num-classes: wanted only with --task semantic, got it with depth"),
-        (["--task", "boxes"], "--task: wanted one of semantic, panoptic, instance, depth, normals, got boxes"),
+        (["--task", "boxes"], "--task: wanted one of semantic, instance, panoptic, depth, normals, got boxes"),
     ],
 )
 def test_misuse_says_what_to_do(depth: list[object], options: list[object], text: str) -> None:
@@ -441,3 +441,26 @@ def test_normals_of_png_against_arrays(tmp_path: Path) -> None:
     np.save(tmp_path / "gt" / "sub" / "flat.npy", np.zeros((1, 4, 3)))
     with pytest.raises(InputError, match=r"wanted normals, got only unknown pixels in 2 files; \(0, 0, 0\) means"):
         run(*arguments, "--allow-missing")
+
+
+def test_files_of_several_tasks_are_told_apart(tmp_path: Path) -> None:
+    from denselab.scoring.depth import DEPTHS
+    from denselab.scoring.folders import match_folders
+
+    for folder, names in (
+        (
+            "pred",
+            ("a.depth.labels.png", "a.panoptic.labels.png", "a.depth.overlay.png", "b.labels.png", "b.png", "c.npy"),
+        ),
+        ("gt", ("a.depth.png", "b.png", "c.png")),
+    ):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            (tmp_path / folder / name).touch()
+    pairs, unmatched = match_folders(tmp_path / "pred", tmp_path / "gt", DEPTHS, allow_missing=False)
+    assert [(pair.name, pair.pred.name, pair.truth.name) for pair in pairs] == [
+        ("a", "a.depth.labels.png", "a.depth.png"),
+        ("b", "b.labels.png", "b.png"),
+        ("c", "c.npy", "c.png"),
+    ]
+    assert unmatched == []

@@ -29,9 +29,9 @@ def score(
     pred: Annotated[
         Path,
         typer.Option(
-            help="Predictions. semantic, depth, normals: a folder, as predict writes it (x.labels.png, x.depth.png, "
-            "x.normals.png) or of plain names (x.png, x.npy, x.npz). panoptic: a COCO panoptic JSON. instance: a COCO "
-            "result list."
+            help="Predictions. semantic, depth, normals: a folder, as predict writes it (x.labels.png, or "
+            "x.TASK.labels.png of several tasks) or of plain names (x.png, x.npy, x.npz). panoptic: a COCO panoptic "
+            "JSON. instance: a COCO result list."
         ),
     ],
     gt: Annotated[

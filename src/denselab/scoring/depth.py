@@ -11,7 +11,7 @@ from denselab.scoring.count import Scored, Track, count
 from denselab.scoring.folders import FileKind, FilePair, match_folders
 from denselab.scoring.rasters import FLOAT_SUFFIXES, read_depth
 
-DEPTHS = FileKind("depth maps (16-bit PNG, .npy or .npz)", ".depth", (".png", *FLOAT_SUFFIXES))
+DEPTHS = FileKind("depth maps (16-bit PNG, .npy or .npz)", "depth", (".png", *FLOAT_SUFFIXES))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from denselab.errors import InputError
+from denselab.runtime.artifact import TASKS
 
 SHOWN = 10
 _OVERLAY = ".overlay"
@@ -12,11 +13,26 @@ _OVERLAY = ".overlay"
 
 @dataclass(frozen=True)
 class FileKind:
-    """Which files hold a task's maps. tag: x.TAG.png stands for x, and goes before a plain x.png beside it."""
+    """Which files hold a task's maps.
+
+    x.labels.png, as predict names what it writes, x.TASK.labels.png, as it does for several tasks, and x.TASK.png stand
+    for x, and go before a plain x.png beside them.
+    """
 
     what: str
-    tag: str
+    task: str
     suffixes: tuple[str, ...] = (".png",)
+
+    def name_of(self, stem: str) -> tuple[str, bool]:
+        """What a path without suffix stands for, and whether its ending says so."""
+        for ending in (f".{self.task}.labels", ".labels", f".{self.task}"):
+            if stem.endswith(ending):
+                return stem.removesuffix(ending), True
+        return stem, False
+
+    def is_of_another_task(self, stem: str) -> bool:
+        """Whether the ending says that it holds another task's maps."""
+        return any(stem.endswith(f".{task}.labels") for task in TASKS if task != self.task)
 
 
 @dataclass(frozen=True)
@@ -67,10 +83,14 @@ def _files(option: str, folder: Path, kind: FileKind) -> dict[str, Path]:
         hidden = any(part.startswith(".") for part in relative.parts)
         if path.suffix.lower() not in kind.suffixes or relative.suffix == _OVERLAY or hidden:
             continue
-        if relative.suffix == kind.tag:
-            found[relative.with_suffix("").as_posix()] = path
+        stem = relative.as_posix()
+        if kind.is_of_another_task(stem):
+            continue
+        name, marked = kind.name_of(stem)
+        if marked:
+            found[name] = path
         else:
-            found.setdefault(relative.as_posix(), path)
+            found.setdefault(name, path)
     if not found:
         raise InputError(f"{option}: wanted a folder of {kind.what}, got {folder}, which holds none; check the path")
     return found

@@ -8,7 +8,7 @@ from denselab.scoring.count import Scored, Track, count
 from denselab.scoring.folders import FileKind, FilePair, match_folders
 from denselab.scoring.rasters import FLOAT_SUFFIXES, read_normals
 
-NORMALS = FileKind("normal maps (RGB PNG, .npy or .npz)", ".normals", (".png", *FLOAT_SUFFIXES))
+NORMALS = FileKind("normal maps (RGB PNG, .npy or .npz)", "normals", (".png", *FLOAT_SUFFIXES))
 
 
 def score_normals(pred: Path, gt: Path, jobs: int, allow_missing: bool, track: Track) -> Scored:

@@ -10,7 +10,7 @@ from denselab.runtime.images import open_labels
 from denselab.scoring.count import Scored, Track, count
 from denselab.scoring.folders import FileKind, FilePair, match_folders
 
-LABELS = FileKind("label PNGs", ".labels")
+LABELS = FileKind("label PNGs", "semantic")
 
 
 def score_semantic(
