@@ -57,7 +57,10 @@ def test_published_size() -> None:
     """Nine layers of width 256, 8 heads and 2048 in the middle: 4 * 256 * 256 per attention, and so on (section 4)."""
     inputs = (FeatureSpec(256, 4), FeatureSpec(256, 8), FeatureSpec(256, 16), FeatureSpec(256, 32))
     head = MaskedAttentionHead(inputs, 133)
-    linear = lambda n, m: (n + 1) * m  # noqa: E731
+
+    def linear(n: int, m: int) -> int:
+        return (n + 1) * m
+
     layer = 2 * (4 * linear(256, 256) + 512) + linear(256, 2048) + linear(2048, 256) + 512
     rest = 512 + linear(256, 134) + 3 * linear(256, 256) + (3 + 100 + 100) * 256
     assert sum(p.numel() for p in head.parameters()) == 9 * layer + rest

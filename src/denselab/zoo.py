@@ -154,9 +154,9 @@ def kmax(
     queries: int = 128,
     norm: str = "batch",
 ) -> Model:
-    """kMaX-DeepLab: Yu et al. 2022, Table 1 (ResNet-50, 53.0 PQ on COCO val). Depth and normals get a PolyMaX head.
+    """kMaX-DeepLab: Yu et al. 2022, section 3, with the stages of its COCO configuration.
 
-    norm: batch, or group for batches of few images.
+    Depth and normals get a PolyMaX head. norm: batch, or group for batches of few images.
     """
     maps = pyramid(backbone, pretrained)
     return _on_kmax_decoder(answers, maps, width, queries, norm, _kmax_head)
@@ -170,7 +170,7 @@ def polymax(
     queries: int = 128,
     norm: str = "batch",
 ) -> Model:
-    """PolyMaX: Yang et al. 2024, Table 4 (there with ConvNeXt-L). norm: batch, or group for batches of few images."""
+    """PolyMaX: Yang et al. 2024, section 3 (there with ConvNeXt-L). norm: batch, or group for batches of few images."""
     maps = pyramid(backbone, pretrained)
     return _on_kmax_decoder(answers, maps, width, queries, norm, PolyMaXHead)
 
@@ -178,7 +178,7 @@ def polymax(
 def mask2former(
     num_classes: int, backbone: str = "resnet50", pretrained: bool = False, width: int = 256, queries: int = 100
 ) -> DensePredictor:
-    """Mask2Former: Cheng et al. 2022, Table 1 (ResNet-50, 51.9 PQ on COCO val), with the FPN of its Table 4e."""
+    """Mask2Former: Cheng et al. 2022, section 3, with an FPN in place of deformable attention."""
     maps = pyramid(backbone, pretrained)
     decoder = MultiScaleFpnDecoder(maps.features, width, width)
     head = MaskedAttentionHead(
@@ -190,7 +190,7 @@ def mask2former(
 def eomt(
     num_classes: int, backbone: str = "vit_large_patch14_dinov2", pretrained: bool = False, queries: int = 200
 ) -> DensePredictor:
-    """EoMT: Kerssies et al. 2025, Table 1 (ViT-L, 56.0 PQ on COCO val at 640 px). backbone: a plain ViT of timm."""
+    """EoMT: Kerssies et al. 2025, section 3 (with ViT-L). backbone: a plain ViT of timm."""
     maps, last_blocks, norm = split_transformer(backbone, pretrained)
     head = EomtHead(maps.features, last_blocks, norm, num_classes, queries)
     return DensePredictor(maps, PassThrough(maps.features), head)
@@ -199,21 +199,21 @@ def eomt(
 def panoptic_deeplab(
     num_classes: int, backbone: str = "resnet50", pretrained: bool = False, width: int = 256
 ) -> DensePredictor:
-    """Panoptic-DeepLab: Cheng et al. 2020, Table 7 (ResNet-50, 35.1 PQ on COCO val), coarsest map at stride 16."""
+    """Panoptic-DeepLab: Cheng et al. 2020, section 3, coarsest map at stride 16."""
     maps = dilated_pyramid(backbone, pretrained, (4, 8), None)
     decoder = PanopticDeepLabDecoder(maps.features, width, width // 2, aspp_width=width)
     return DensePredictor(maps, decoder, CentreOffsetHead(decoder.features, num_classes))
 
 
 def dpt(answers: Answers, backbone: str = "vit_base_patch16_384", pretrained: bool = False, width: int = 256) -> Model:
-    """DPT: Ranftl et al. 2021, Table 1 (depth) and Table 4 (semantic), on four blocks of a plain ViT, or a pyramid."""
+    """DPT: Ranftl et al. 2021, section 3, on four blocks of a plain ViT, or a pyramid."""
     maps = evenly_spread(backbone, pretrained)
     decoder = DptDecoder(maps.features, width)
     return assemble(maps, decoder, answers, functools.partial(_per_pixel_head, decoder.features))
 
 
 def ocr(num_classes: int, backbone: str = "hrnet_w18", pretrained: bool = False, width: int = 512) -> DensePredictor:
-    """OCR: Yuan et al. 2020, Table 4 (there with HRNet-W48); a semantic FPN joins the maps."""
+    """OCR: Yuan et al. 2020, section 3 (there also with HRNet-W48); a semantic FPN joins the maps."""
     maps = pyramid(backbone, pretrained)
     decoder = PanopticFpnDecoder(maps.features)
     return DensePredictor(maps, decoder, OcrHead(decoder.features, num_classes, width))

@@ -55,7 +55,8 @@ def open_seven_scenes(described: Description) -> Dataset:
         val += frames[kept:]
     if not train:
         raise InputError(f"{root}: wanted frames NAME{COLOUR}.png beside NAME{DEPTH}, got none; name another layout:")
-    notes = [f"7-Scenes: {scale_m:g} m per unit; the last {100 * VAL_SHARE:.0f} % of every sequence are val"]
+    held_out = "" if "splits" in described else f"; the last {100 * VAL_SHARE:.0f} % of every sequence are val"
+    notes = [f"7-Scenes: {scale_m:g} m per unit{held_out}"]
     if camera is not None:
         notes.append("normals are derived from depth and intrinsics")
     tasks = frozenset({"depth"} if camera is None else {"depth", "normals"})

@@ -14,8 +14,9 @@ from transformers import DepthAnythingForDepthEstimation, DPTForDepthEstimation,
 
 from denselab.errors import InputError
 from denselab.heads.per_pixel import identity_values
-from denselab.hub.parts import HubRecipe, PassThrough, resize, to_map, to_tokens
+from denselab.hub.parts import HubRecipe, resize, to_map, to_tokens
 from denselab.model import DensePredictor
+from denselab.pixel_decoders.pass_through import PassThrough
 from denselab.types import FeatureSpec, HeadSpec, MaskNorm, QueryOutput, ValueKind
 
 LEAST_INVERSE_DEPTH = 1e-3

@@ -13,8 +13,9 @@ from transformers import EomtForUniversalSegmentation
 
 from denselab.backbones.portable_resize import resize_cubic
 from denselab.errors import InputError
-from denselab.hub.parts import HubRecipe, PassThrough, resize, to_map, to_tokens
+from denselab.hub.parts import HubRecipe, resize, to_map, to_tokens
 from denselab.model import DensePredictor
+from denselab.pixel_decoders.pass_through import PassThrough
 from denselab.types import FeatureSpec, HeadSpec, MaskNorm, QueryOutput, ValueKind
 
 _HIDDEN = -1e9

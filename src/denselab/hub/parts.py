@@ -7,9 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
-
-from denselab.types import FeatureSpec
+from torch import Tensor
 
 Rgb = tuple[float, float, float]
 
@@ -38,17 +36,6 @@ class HubRecipe:
         """The inverse of `to_dict`."""
         lists: dict[str, Any] = {name: tuple(data[name]) for name in ("mean", "std", "masked_blocks")}
         return cls(**{**data, **lists})
-
-
-class PassThrough(nn.Module):
-    """The pixel decoder of a model whose head takes the maps of its backbone as they are, and tokens after them."""
-
-    def __init__(self, features: tuple[FeatureSpec, ...]) -> None:
-        super().__init__()
-        self.features = features
-
-    def forward(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return maps
 
 
 def to_map(tokens: Float[Tensor, "B N C"], height: int, width: int) -> Float[Tensor, "B C height width"]:

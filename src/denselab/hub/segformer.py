@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from transformers import SegformerForSemanticSegmentation, SegformerModel
 
 from denselab.heads.per_pixel import identity_values
-from denselab.hub.parts import HubRecipe, PassThrough
+from denselab.hub.parts import HubRecipe
 from denselab.model import DensePredictor
+from denselab.pixel_decoders.pass_through import PassThrough
 from denselab.types import FeatureSpec, HeadSpec, MaskNorm, QueryOutput, ValueKind
 
 

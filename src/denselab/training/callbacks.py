@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -352,7 +353,7 @@ class Checkpoints(Callback):
 
     def __init__(self, run: Path, pace: Pace) -> None:
         self.run, self.pace = run, pace
-        self.best = -math.inf
+        self.best: float | None = None
         self._saved_s = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -371,9 +372,9 @@ class Checkpoints(Callback):
         figures = _module(pl_module).figures
         if figures:
             headline = next(iter(figures.values())).headline
-            goodness = headline.value if headline.higher_is_better else -headline.value
-            if goodness > self.best or not (self.run / BEST).exists():
-                self.best = goodness
+            before = None if self.best is None else replace(headline, value=self.best)
+            if before is None or headline.better_than(before) or not (self.run / BEST).exists():
+                self.best = headline.value
                 self._save(trainer, BEST)
         self._save(trainer, LAST)
 
@@ -381,11 +382,11 @@ class Checkpoints(Callback):
         trainer.save_checkpoint(self.run / name, weights_only=name == BEST)
         self._saved_s = self.pace.spent_s
 
-    def state_dict(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, float | None]:
         """The best score so far."""
         return {"best": self.best}
 
-    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+    def load_state_dict(self, state_dict: dict[str, float | None]) -> None:
         """Only a better one replaces best.ckpt."""
         self.best = state_dict["best"]
 
