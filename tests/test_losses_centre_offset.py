@@ -62,7 +62,7 @@ def at_full_size(masks: Tensor, sigma_px: float) -> tuple[Tensor, Tensor, Tensor
 def test_targets_at_full_size_pixel_by_pixel() -> None:
     generator = torch.Generator().manual_seed(1)
     masks = torch.rand(3, 7, 9, generator=generator) < 0.3
-    rules = CentreOffsetRules(sigma_px=2.5)
+    rules = CentreOffsetRules(sigma_px=2.5, sigma_of_side=None)
     heat, offsets_px, inside = centre_targets(masks, (7, 9), 1, rules)
     expected = at_full_size(masks, 2.5)
     torch.testing.assert_close(heat, expected[0])
@@ -74,7 +74,7 @@ def test_targets_on_a_grid_worked_by_hand() -> None:
     masks = torch.zeros(2, 8, 16, dtype=torch.bool)
     masks[0, :4, :8] = True  # centre 2 px down, 4 px right of the corner: on the edge of the second cell
     masks[1, 6, 13] = True  # a single pixel at (6.5, 13.5)
-    heat, offsets_px, inside = centre_targets(masks, (2, 4), 4)
+    heat, offsets_px, inside = centre_targets(masks, (2, 4), 4, CentreOffsetRules(sigma_of_side=None))
     assert inside.tolist() == [[True, True, False, False], [False, False, False, True]]
     assert offsets_px[:, 0, :2].tolist() == [[0, 0], [2, -2]]
     assert offsets_px[:, 1, 3].tolist() == [0.5, -0.5]
@@ -85,6 +85,8 @@ def test_targets_on_a_grid_worked_by_hand() -> None:
     heat, _, _ = centre_targets(masks, (2, 4), 4, narrow)
     assert heat[0, 0].item() == pytest.approx(math.exp(-16 / (2 * 0.25 * 32)))
     assert heat[1, 2].item() == pytest.approx(math.exp(-32 / (2 * 0.25 * 32)))  # the pixel's own is all but 0
+    heat, _, _ = centre_targets(masks[1:], (2, 4), 4, CentreOffsetRules(sigma_of_side=0.5))
+    assert heat[1, 2].item() == pytest.approx(math.exp(-16 / (2 * 2**2)))  # half a cell, not half of the pixel's side
 
 
 def test_no_thing_and_empty_masks() -> None:

@@ -3,12 +3,11 @@
 from importlib.util import find_spec
 from pathlib import Path
 
+from denselab._packaged import PACKAGED
 from denselab.errors import InputError
 from denselab.runtime.artifact import read_info
 from denselab.runtime.predictor import MIN_SCORE, LongSide, Predictor
 from denselab.runtime.session import open_session
-
-_PACKAGED = {"street": Path(__file__).parent / "assets" / "street.onnx"}
 
 
 def load(
@@ -27,10 +26,10 @@ def load(
     (see runtime.predictor.Predictor).
     Raises InputError for anything that cannot be opened, saying why.
     """
-    path = _PACKAGED.get(str(model), Path(model))
+    path = PACKAGED.get(str(model), Path(model))
     from_hub = str(model).startswith("hf:")
     if path.suffix not in (".onnx", ".ckpt") and not from_hub:
-        names = ", ".join(_PACKAGED)
+        names = ", ".join(PACKAGED)
         raise InputError(
             f"model: wanted {names}, an artifact (FILE.onnx), a checkpoint (FILE.ckpt) or hf:NAME, got {model}"
         )

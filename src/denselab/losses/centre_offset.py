@@ -6,7 +6,7 @@ grid has its middle at (i + 1/2) * stride.
 
 Deviations. Heat and offsets are taught on the mask grid, at the middles of cells, and not upsampled first: both are
 smooth, and the decode reads them there. A peak of heat lies in the middle of the cell that holds the centre, as the
-code rounds centres to pixels, so that it reaches 1 at any stride. Heat is the sigmoid of the centre logit.
+code rounds centres to pixels, so that it reaches 1 at any stride. Peaks of small objects are narrower. Heat is the sigmoid of the centre logit.
 """
 
 from dataclasses import asdict, dataclass
@@ -42,15 +42,15 @@ class CentreOffsetRules:
 
     hard_share: share of the labelled pixels, those with the highest loss, that teach classes. small_weight: of pixels
     of things smaller than small_px ** 2; 1 treats all alike. sigma_px: standard deviation of the heat around a centre.
-    sigma_of_side: if given, sigma is at most that share of the square root of an object's area, so that small objects
-    side by side keep two peaks; published is one sigma for all.
+    sigma_of_side: sigma is at most that share of the square root of an object's area, so that small objects side by
+    side keep two peaks, and at least half a cell; None: one sigma for all, as published.
     """
 
     hard_share: float = 0.2
     small_weight: float = 3.0
     small_px: int = 64
     sigma_px: float = 8.0
-    sigma_of_side: float | None = None
+    sigma_of_side: float | None = 0.25
 
 
 DEFAULT_WEIGHTS = CentreOffsetWeights()
@@ -118,7 +118,7 @@ def centre_targets(
 
     sigma_px = torch.full_like(down_px, rules.sigma_px)
     if rules.sigma_of_side is not None:
-        sigma_px = sigma_px.minimum(rules.sigma_of_side * areas.sqrt())
+        sigma_px = sigma_px.minimum((rules.sigma_of_side * areas.sqrt()).clamp(min=stride / 2))
     bells = [
         torch.exp(-((middles - ((at // stride) + 0.5)[:, None] * stride) ** 2) / (2 * sigma_px**2)[:, None])
         for middles, at in ((rows, down_px), (columns, right_px))

@@ -21,7 +21,7 @@ from denselab.checkpoint import KEY, ModelCard, note_score, read_checkpoint
 from denselab.data.augment import training_views
 from denselab.data.dataset import Dataset
 from denselab.data.descriptor import open_dataset
-from denselab.data.samples import DenseDataset
+from denselab.data.samples import DenseDataset, SampleKey, collate
 from denselab.errors import InputError
 from denselab.evaluate import Evaluation, Track, evaluate, untracked
 from denselab.export.torch_session import load_predictor
@@ -49,6 +49,7 @@ from denselab.training.callbacks import (
 from denselab.training.loaders import Loaders
 from denselab.training.module import DenseModule
 from denselab.training.options import ClassWeighting, FitOptions, Precision
+from denselab.training.start import start_from
 from denselab.zoo import build
 
 # isort: split
@@ -90,9 +91,12 @@ def fit(
     model = build(
         options.model, options.tasks, len(dataset.classes or ()), options.choices, pretrained=options.pretrained
     )
+    started = start_from(model, options.start, first_images(train)) if options.start else ""
     module = DenseModule(model, card, options, make_tasks(options, train))
     last = open_run(run, card, resume, overwrite)
     describe(dataset, train, val, module)
+    if started:
+        say(started)
 
     pace, interrupt = Pace(options), Interrupt(run)
     trainer = make_trainer(options, callbacks(options, pace, interrupt, val))
@@ -210,6 +214,15 @@ def check_same_model(last: Path, card: ModelCard) -> None:
             f"{last}: trained for the classes {', '.join(names[0])}, the data has {', '.join(names[1])}; "
             "resume with the same data, or start a new run with another -o"
         )
+
+
+def first_images(train: DenseDataset) -> Tensor:
+    """A batch [B, 3, H, W] of up to 16 training views, evenly spread. Raises InputError for a file of no use."""
+    step = -(-len(train) // 16)
+    batch = collate([train[SampleKey(index, index)] for index in range(0, len(train), step)])
+    if isinstance(batch, InputError):
+        raise batch
+    return batch[0].pixels
 
 
 def usual_hw(train: DenseDataset) -> tuple[int, int]:
