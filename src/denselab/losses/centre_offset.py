@@ -6,7 +6,8 @@ grid has its middle at (i + 1/2) * stride.
 
 Deviations. Heat and offsets are taught on the mask grid, at the middles of cells, and not upsampled first: both are
 smooth, and the decode reads them there. A peak of heat lies in the middle of the cell that holds the centre, as the
-code rounds centres to pixels, so that it reaches 1 at any stride. Peaks of small objects are narrower. Heat is the sigmoid of the centre logit.
+code rounds centres to pixels, so that it reaches 1 at any stride. Peaks of small objects are narrower. Heat is the
+sigmoid of the centre logit.
 """
 
 from dataclasses import asdict, dataclass
