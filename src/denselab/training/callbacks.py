@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -40,6 +40,10 @@ _LOSS_EVERY_STEPS = 20
 _PICTURES_SHOWN = 4
 
 
+Clock = Callable[[], float]
+"""Seconds since some moment."""
+
+
 class InterruptedRunError(Exception):
     """Ctrl-C; the run is saved."""
 
@@ -59,17 +63,17 @@ class Pace(Callback):
     """Sets what depends on the share of the run that is over, as the learning rate does, and ends the run by time.
 
     That share is the larger one of steps and time. spent_s: seconds of training, over all resumed parts; steps: taken
-    in this part.
+    in this part. clock: what measures the time, such as time.process_time where others use the machine too.
     """
 
-    def __init__(self, options: FitOptions) -> None:
-        self.options = options
+    def __init__(self, options: FitOptions, clock: Clock = time.monotonic) -> None:
+        self.options, self.clock = options, clock
         self.spent_s, self.steps = 0.0, 0
         self._before_s, self._start = 0.0, 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock, unless the time is over."""
-        self._before_s, self._start = self.spent_s, time.monotonic()
+        self._before_s, self._start = self.spent_s, self.clock()
         self._stop_in_time(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
@@ -87,7 +91,7 @@ class Pace(Callback):
     ) -> None:
         """Read the clock."""
         self.steps += 1
-        self.spent_s = _largest(trainer, self._before_s + time.monotonic() - self._start)
+        self.spent_s = _largest(trainer, self._before_s + self.clock() - self._start)
         self._stop_in_time(trainer)
 
     def _stop_in_time(self, trainer: Trainer) -> None:

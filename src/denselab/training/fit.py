@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shutil
+import time
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -38,6 +39,7 @@ from denselab.training.callbacks import (
     TENSORBOARD,
     AtomicCheckpointIO,
     Checkpoints,
+    Clock,
     Interrupt,
     InterruptedRunError,
     Meter,
@@ -63,12 +65,16 @@ _WEIGHED_IMAGES = 500
 
 
 def fit(
-    options: FitOptions, resume: bool = False, overwrite: bool = False, track: Track = untracked
+    options: FitOptions,
+    resume: bool = False,
+    overwrite: bool = False,
+    track: Track = untracked,
+    clock: Clock = time.monotonic,
 ) -> Evaluation | None:
     """Train, keep the best checkpoint, evaluate it on the test split (val if there is none).
 
     resume: go on from `last.ckpt` in the run folder; overwrite: throw away a run that is there; track: shows the
-    progress of the evaluation.
+    progress of the evaluation; clock: measures the time that `max_time` limits.
     Returns None where Ctrl-C ended the run, and in all processes but the first.
     Raises InputError for options, data or checkpoints that cannot be used, before training where that shows before,
     and for a full disk.
@@ -98,7 +104,7 @@ def fit(
     if started:
         say(started)
 
-    pace, interrupt = Pace(options), Interrupt(run)
+    pace, interrupt = Pace(options, clock), Interrupt(run)
     trainer = make_trainer(options, callbacks(options, pace, interrupt, val))
     if trainer.is_global_zero:
         options.save(run / RUN_FILE)
