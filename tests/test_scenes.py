@@ -10,7 +10,7 @@ from PIL import Image
 
 from denselab.classes import STREET
 from denselab.data.descriptor import open_dataset
-from denselab.data.scenes import Scene, render_clip, render_scene, write_scenes
+from denselab.data.scenes import Mount, Scene, render_clip, render_scene, write_scenes
 from denselab.data.scenes.shade import surface
 from denselab.data.scenes.solids import Look, Solid, Street, box, ellipsoid, extrude, limb, placed, rod, stack
 from denselab.data.scenes.trace import trace
@@ -359,3 +359,19 @@ def test_written_clips_stay_in_one_split_and_replace_earlier_scenes(tmp_path: Pa
     second = render_clip(1, 2, (20, 30))[1]
     labels = np.array(Image.open(tmp_path / "labels" / "val" / "scene_000001_0001.png"))
     np.testing.assert_array_equal(labels, second.class_ids)
+
+
+def test_one_camera_for_all_scenes_and_the_same_streets(tmp_path: Path) -> None:
+    write_scenes(tmp_path / "one", 3, (48, 64), seed=3, mount=Mount())
+    write_scenes(tmp_path / "own", 3, (48, 64), seed=3)
+    one, own = (json.loads((tmp_path / name / "scenes.json").read_text())["scenes"] for name in ("one", "own"))
+    focal_px = 32 / np.tan(np.deg2rad(30))  # 60 degrees over 64 px
+    for scene in one:
+        assert scene["intrinsics"] == [
+            [pytest.approx(focal_px), 0, 31.5],
+            [0, pytest.approx(focal_px), 23.5],
+            [0, 0, 1],
+        ]
+        assert scene["world_from_camera"][1][3] == pytest.approx(-1.5, abs=0.02)
+    assert len({scene["intrinsics"][0][0] for scene in own}) == 3
+    assert [scene["world_from_camera"][0][3] for scene in one] == [scene["world_from_camera"][0][3] for scene in own]

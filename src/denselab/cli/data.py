@@ -87,6 +87,7 @@ def scenes(
     size: Annotated[str, typer.Option(help="WIDTHxHEIGHT in px.")] = "480x360",
     seed: Annotated[int, typer.Option(min=0, help="The same seed renders the same scenes.")] = 0,
     clip_frames: Annotated[int, typer.Option(min=0, help="Render clips of so many frames; 0: single images.")] = 0,
+    one_camera: Annotated[bool, typer.Option("--one-camera", help="One lens and height for all: for depth.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Render random street scenes with exact labels, depth, normals, boxes and tracks, ready for `fit`."""
@@ -98,10 +99,10 @@ def scenes(
             f"{out}: wanted an empty or a new folder, got one with files; choose another or add --overwrite"
         )
     from denselab.cli.progress import track
-    from denselab.data.scenes import write_scenes
+    from denselab.data.scenes import Mount, write_scenes
 
     with _writing(out):
-        write_scenes(out, count, size_hw, seed, clip_frames=clip_frames, progress=track)
+        write_scenes(out, count, size_hw, seed, clip_frames, Mount() if one_camera else None, progress=track)
     print(out)
 
 

@@ -1,7 +1,7 @@
 """A random street: what stands where, and who moves where."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -9,13 +9,13 @@ from denselab.data.scenes import furniture, road_users
 from denselab.data.scenes.palette import pick
 from denselab.data.scenes.solids import Look, Material, Solid, Street, box, half_space, placed
 from denselab.data.scenes.weather import random_weather
-from denselab.data.scenes.world import Actor, Body, Drive, Road, World
+from denselab.data.scenes.world import Actor, Body, Drive, Mount, Road, World
 
 KERB_M = 0.12
 
 
-def build_world(seed: int) -> World:
-    """The street of a seed."""
+def build_world(seed: int, mount: Mount | None = None) -> World:
+    """The street of a seed. mount: of the camera, None: it is random too."""
     rng = np.random.default_rng([seed, 1])
     length = rng.uniform(80, 170)
     road = _random_road(rng)
@@ -32,6 +32,8 @@ def build_world(seed: int) -> World:
         range_m=0.5 * length,
         sway=rng.uniform(0.2, 1.0),
     )
+    if mount:
+        drive = replace(drive, **vars(mount))
     street = _Builder(rng, road, length)
     street.ground()
     for side in (-1, 1):

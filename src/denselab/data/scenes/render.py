@@ -11,7 +11,7 @@ from denselab.data.scenes.shade import Surface, shade, surface
 from denselab.data.scenes.solids import Batch, Floats, stack
 from denselab.data.scenes.trace import trace
 from denselab.data.scenes.views import Camera
-from denselab.data.scenes.world import FRAME_S, World
+from denselab.data.scenes.world import FRAME_S, Mount, World
 from denselab.errors import InputError
 
 FAR_M = 400.0
@@ -70,15 +70,15 @@ def render_clip(seed: int, frames: int, size_hw: tuple[int, int] = (360, 480)) -
     return list(clip_frames(seed, frames, size_hw))
 
 
-def clip_frames(seed: int, frames: int, size_hw: tuple[int, int]) -> Iterator[Scene]:
-    """`render_clip` frame by frame, for clips that are too long to hold."""
+def clip_frames(seed: int, frames: int, size_hw: tuple[int, int], mount: Mount | None = None) -> Iterator[Scene]:
+    """`render_clip` frame by frame, for clips that are too long to hold. mount: of the camera, None: random."""
     if min(size_hw) < 1:
         raise InputError(f"size_hw: wanted at least 1x1 px, got {size_hw[1]}x{size_hw[0]}; name a positive size")
     if seed < 0:
         raise InputError(f"seed: wanted 0 or more, got {seed}; choose another")
     if frames < 1:
         raise InputError(f"frames: wanted 1 or more, got {frames}; ask for at least one")
-    world = build_world(seed)
+    world = build_world(seed, mount)
     return (_render(world, seed, frame, size_hw) for frame in range(frames))
 
 

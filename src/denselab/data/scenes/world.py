@@ -69,6 +69,16 @@ class Actor:
 
 
 @dataclass(frozen=True)
+class Mount:
+    """How a camera sits in its car, and its lens: height over the road, tilt, and the widest view angle."""
+
+    height_m: float = 1.5
+    pitch_rad: float = 0.02
+    roll_rad: float = 0.0
+    view_rad: float = float(np.deg2rad(60))
+
+
+@dataclass(frozen=True)
 class Drive:
     """The camera's path: lens and mount, then how it moves and sways."""
 

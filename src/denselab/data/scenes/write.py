@@ -12,7 +12,7 @@ from PIL import Image
 
 from denselab.classes import STREET
 from denselab.data.scenes.render import Scene, clip_frames
-from denselab.data.scenes.world import FRAME_S
+from denselab.data.scenes.world import FRAME_S, Mount
 from denselab.errors import InputError
 from denselab.files import atomic_path
 
@@ -60,13 +60,15 @@ def write_scenes(
     size_hw: tuple[int, int] = (360, 480),
     seed: int = 0,
     clip_frames: int = 0,
+    mount: Mount | None = None,
     progress: Progress = _silently,
 ) -> None:
     """Render `count` scenes into a data folder that `open_dataset` opens; README.txt there explains the files.
 
     Scene i has the seed `seed * SEEDS_PER_SET + i`, so different seeds share no scene. The first 80 % are train, then
     10 % val and 10 % test (from 2 and 3 scenes on, at least one each). clip_frames: 0 for single images, otherwise
-    every scene is a clip of so many. progress: wraps the work, called as progress(items, total, label).
+    every scene is a clip of so many. mount: of the camera that took all; None: every scene has one of its own.
+    progress: wraps the work, called as progress(items, total, label).
     Scenes that an earlier call wrote there are removed first. Raises InputError for a count below 1 or too large.
     """
     if not 1 <= count <= SEEDS_PER_SET:
@@ -87,7 +89,7 @@ def write_scenes(
     _write_text(folder / "README.txt", _README)
     _write_text(folder / "dataset.yaml", yaml.safe_dump(_DESCRIPTION, sort_keys=False, default_flow_style=None))
     records: list[dict[str, Any]] = []
-    rendered = _render_all(count, clip_frames or 1, size_hw, seed)
+    rendered = _render_all(count, clip_frames or 1, size_hw, seed, mount)
     for (scene_index, frame, split, name), scene in zip(plan, progress(rendered, len(plan), "rendering"), strict=True):
         for kind, picture in _pictures(scene).items():
             with atomic_path(folder / kind / split / f"{name}.png") as partial:
@@ -97,9 +99,9 @@ def write_scenes(
     _write_text(folder / "scenes.json", json.dumps({"frame_s": FRAME_S, "scenes": records}) + "\n")
 
 
-def _render_all(count: int, frames: int, size_hw: tuple[int, int], seed: int) -> Iterator[Scene]:
+def _render_all(count: int, frames: int, size_hw: tuple[int, int], seed: int, mount: Mount | None) -> Iterator[Scene]:
     for index in range(count):
-        yield from clip_frames(_seed(seed, index), frames, size_hw)
+        yield from clip_frames(_seed(seed, index), frames, size_hw, mount)
 
 
 def _seed(seed: int, index: int) -> int:
