@@ -19,6 +19,7 @@ METADATA: dict[str, Any] = {
     "score": None,
     "receipt": {},
     "denselab_version": "0.1.0",
+    "depth_unit": None,
 }
 
 GRAPH = """

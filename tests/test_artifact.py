@@ -10,6 +10,7 @@ import pytest
 import denselab
 from artifacts import METADATA, tiny_artifact
 from denselab.classes import Classes
+from denselab.depth_unit import DepthUnit
 from denselab.errors import InputError
 from denselab.runtime.artifact import FORMAT_VERSION, TASKS, ArtifactInfo, read_info
 
@@ -51,6 +52,18 @@ def test_joint_tasks_and_no_classes() -> None:
     geometry = ArtifactInfo.from_dict({**METADATA, "tasks": ["depth", "normals"], "classes": None})
     assert geometry.classes is None
     assert ArtifactInfo.from_dict(geometry.to_dict()) == geometry
+
+
+def test_the_unit_of_depth() -> None:
+    depth = {**METADATA, "tasks": ["depth"], "classes": None}
+    relative = ArtifactInfo.from_dict({**depth, "depth_unit": "relative"})
+    assert relative.depth_unit is DepthUnit.RELATIVE
+    assert relative.to_dict()["depth_unit"] == "relative"
+    older = ArtifactInfo.from_dict({key: value for key, value in depth.items() if key != "depth_unit"})
+    assert older.depth_unit is DepthUnit.METRES
+    assert older.to_dict()["depth_unit"] == "metres"
+    with pytest.raises(InputError, match=r"has a wrong field .*'feet'.*; export the model again"):
+        ArtifactInfo.from_dict({**depth, "depth_unit": "feet"})
 
 
 def test_other_metadata_and_unknown_fields_do_not_disturb(tmp_path: Path) -> None:
@@ -144,7 +157,7 @@ def test_wrong_fields(tmp_path: Path, metadata: dict[str, Any], text: str) -> No
         read_info(tiny_artifact(tmp_path / "tiny.onnx", **metadata))
 
 
-@pytest.mark.parametrize("field", sorted(METADATA))
+@pytest.mark.parametrize("field", sorted(METADATA.keys() - {"depth_unit"}))
 def test_missing_fields_are_named(field: str) -> None:
     with pytest.raises(InputError, match=f"lacks '{field}'; export the model again"):
         ArtifactInfo.from_dict({key: value for key, value in METADATA.items() if key != field})

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from artifacts import TASKS, task_artifact, tiny_artifact
 from denselab import cli
@@ -386,6 +387,27 @@ def test_one_piece_is_said(predict, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     )
     with Image.open(tmp_path / "out" / "a.labels.png") as picture:
         assert picture.size == (40, 30)
+
+
+def test_relative_depth_is_written_as_inverse_and_scored_so(predict, tmp_path: Path):
+    """The model says red / 10: depths 2, 4 and 20, whose inverses are those of 3, 6 and 30 m up to a scale."""
+    model = task_artifact(tmp_path / "relative.onnx", "depth", classes=None, depth_unit="relative")
+    red = np.repeat(np.array([[20, 40, 200]], np.uint8), 4, axis=0)
+    for folder in ("photos", "truth"):
+        (tmp_path / folder).mkdir()
+    Image.fromarray(np.stack([red, red, red], axis=-1)).save(tmp_path / "photos" / "a.png")
+    Image.fromarray((150 * red.astype(np.uint16)).astype(np.uint16)).save(tmp_path / "truth" / "a.png")
+    code, _, err = predict(tmp_path / "photos", "-o", tmp_path / "out", model=model)
+    assert code == 0
+    assert "note: the depth of tiny is relative, in no unit: labels hold its inverse, 65535 for what is nearest" in err
+    with Image.open(tmp_path / "out" / "a.labels.png") as picture:
+        assert np.asarray(picture)[0].tolist() == [65535, 32768, 6554]
+    assert json.loads((tmp_path / "out" / "a.json").read_text("utf-8"))["relative"]["median"] == 4
+    figures = tmp_path / "figures.json"
+    options = ("--task", "depth", "--pred", tmp_path / "out", "--gt", tmp_path / "truth", "--scale", "0.001")
+    scored = CliRunner().invoke(cli.app, ["score", *map(str, options), "--align", "inverse", "--json", str(figures)])
+    assert scored.exit_code == 0, scored.output
+    assert json.loads(figures.read_text())["abs_rel"] == pytest.approx(0, abs=1e-4)
 
 
 def command(*arguments: str | Path) -> list[str]:

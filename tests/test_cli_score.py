@@ -203,6 +203,97 @@ def test_number_of_classes_is_needed(folders: list[object]) -> None:
     assert run(*folders[:4], "--num-classes", 0).exit_code == 2
 
 
+# calibration
+
+
+@pytest.fixture
+def sure(folders: list[object], write: Write, tmp_path: Path) -> list[object]:
+    """Confidences of the two pairs: 0.8 where the prediction is right, 1 (of 2 px one is wrong) and 0.6 where wrong."""
+    write("sure/a.png", [[204, 204, 153]])
+    (tmp_path / "sure/sub").mkdir()
+    np.save(tmp_path / "sure/sub/b é.npy", np.array([[1.0, 1.0, 1.0, 0.0]], np.float32))
+    return [*folders, "--confidence", tmp_path / "sure"]
+
+
+def test_calibration_of_files(sure: list[object], tmp_path: Path) -> None:
+    out, plot = tmp_path / "out.json", tmp_path / "plots" / "reliability.png"
+    shown = run(*sure, "--json", out, "--plot", plot)
+    assert shown.exit_code == 0
+    figures = json.loads(out.read_text())
+    calibration = figures["calibration"]
+    # 2 px at 0.8, both right; 1 px at 0.6, wrong; 3 px at 1, right
+    assert calibration["ece"] == pytest.approx((2 * 0.2 + 0.6 + 0) / 6)
+    assert calibration["mce"] == pytest.approx(0.6)
+    assert (calibration["nll"], calibration["brier"]) == (None, None)
+    assert sum(each["pixels"] for each in calibration["bins"]) == 6
+    assert "ECE (%)" in shown.stdout
+    assert figures["miou"] == pytest.approx((3 / 4 + 2 / 3) / 2)
+    with Image.open(plot) as picture:
+        assert picture.mode == "RGB"
+    run(*sure, "--json", tmp_path / "two.json", "--jobs", 2)
+    assert json.loads((tmp_path / "two.json").read_text())["calibration"] == calibration
+    run(*sure[:-2], "--json", out)
+    assert "calibration" not in json.loads(out.read_text())
+
+
+def test_calibration_of_16_bits_and_of_all_classes(sure: list[object], write: Write, tmp_path: Path) -> None:
+    write("sure/a.png", [[52428, 52428, 39321]], np.uint16)
+    (tmp_path / "sure/sub/b é.npy").unlink()
+    probs = np.array([[[0.1, 0.2, 0.9, 0.5]], [[0.9, 0.8, 0.1, 0.5]]])
+    np.savez(tmp_path / "sure/sub/b é.npz", probs)
+    run(*sure, "--json", tmp_path / "out.json")
+    calibration = json.loads((tmp_path / "out.json").read_text())["calibration"]
+    assert calibration["ece"] == pytest.approx((abs(3 - 0.8 * 3) + 0.6 + 0.1 * 2) / 6)
+    assert calibration["nll"] == pytest.approx(-np.log([0.9, 0.8, 0.9]).mean())
+
+
+def test_confidences_that_are_none_are_listed(tmp_path: Path, write: Write) -> None:
+    arrays = {
+        "wide": np.ones((1, 5)), "large": np.full((1, 3), 1.5), "three": np.ones((3, 1, 3)) / 3,
+        "logits": np.ones((2, 1, 3)), "whole": np.ones((1, 3), np.int64), "line": np.ones(3),
+    }  # fmt: skip
+    for name, array in arrays.items():
+        write(f"pred/{name}.png", [[0, 0, 1]])
+        write(f"gt/{name}.png", [[0, 0, 255]])
+        (tmp_path / "sure").mkdir(exist_ok=True)
+        np.save(tmp_path / "sure" / f"{name}.npy", array)
+    for folder in ("pred", "gt", "sure"):
+        write(f"{folder}/palette.png", [[0, 0, 1]])
+    with Image.open(tmp_path / "sure/palette.png") as picture:
+        picture.convert("P").save(tmp_path / "sure/palette.png")
+    shown = run(
+        "--pred", tmp_path / "pred", "--gt", tmp_path / "gt", "--num-classes", 2, "--confidence", tmp_path / "sure"
+    )
+    assert shown.exit_code == 1
+    for text in (
+        "wide: prediction is 5x1 px but truth is 3x1 px",
+        "large: confidence: wanted probabilities 0..1, got values from 1.5 to 1.5; give the probability of the",
+        "three: wanted confidences [H, W] or class probabilities [2, H, W], got [3, 1, 3]; give those of all classes",
+        "logits: class_probs: wanted probabilities that sum to 1",
+        "whole.npy: wanted confidences [H, W] or class probabilities [K, H, W], got int64 [1, 3]; store floats 0..1",
+        "line.npy: wanted confidences",
+        "palette.png: wanted confidences (one grey channel), got a picture of mode P",
+        "(confidence: ",
+    ):
+        assert text in shown.stderr
+
+
+def test_confidences_without_partner(sure: list[object], write: Write, tmp_path: Path) -> None:
+    write("sure/extra.png", [[0]])
+    (tmp_path / "sure/sub/b é.npy").unlink()
+    with pytest.raises(InputError, match=r"2 files without a partner: .*labels\.png, .*extra\.png"):
+        run(*sure)
+    shown = run(*sure, "--allow-missing")
+    assert "1 pairs, 2 files without a partner left out" in shown.stdout
+    (tmp_path / "sure/a.png").unlink()
+    with pytest.raises(InputError, match=r"--confidence: wanted a folder .* named as --pred, got none of the same"):
+        run(*sure, "--allow-missing")
+    with pytest.raises(InputError, match=r"--confidence: wanted .*, got the labels themselves in .*pred"):
+        run(*sure[:-1], tmp_path / "pred")
+    with pytest.raises(InputError, match="--plot: wanted confidences to draw, got none; give their folder with --conf"):
+        run(*sure[:-2], "--plot", tmp_path / "plot.png")
+
+
 def test_perturbed_camvid_equals_the_metric_itself(camvid: Path, tmp_path: Path) -> None:
     (tmp_path / "pred").mkdir()
     (tmp_path / "gt").mkdir()

@@ -87,8 +87,15 @@ def test_panoptic_table_and_json(panoptic: list[object], tmp_path: Path) -> None
     assert data["things"]["pq"] == pytest.approx(0.75 / 1.5)
     assert data["pq"] == pytest.approx((0.75 / 1.5 + 1 / 1.5) / 2)
     assert (data["task"], data["pairs"], data["failed"], data["unmatched"]) == ("panoptic", 2, [], [])
+    # cell: 4 px of image 1 covered by 3/4, 2 of 6 px of image 2 by nothing; ground: 4 px covered whole
+    covering = data["parsing_covering"]
+    assert covering["things_pc"] == pytest.approx(0.5 * 0.75 / (0.5 + 1 / 3))
+    assert (covering["stuff_pc"], covering["pc"]) == (1, pytest.approx((covering["things_pc"] + 1) / 2))
+    assert [c["name"] for c in covering["classes"]] == ["cell", "ground"]
     shown = run(*panoptic, "--boundary").stdout
     assert "boundary PQ" in shown
+    assert "boundary RQ      PC" in shown
+    assert shown.splitlines()[1].split()[7] == "45.00"
     assert "2 pairs" in shown
     assert figures(tmp_path, *panoptic, "--jobs", 2) == data
     (tmp_path / "pred").rename(tmp_path / "elsewhere")
@@ -262,6 +269,28 @@ def test_instance_agrees_with_pycocotools_on_the_same_files(tmp_path: Path, with
     assert 0 < data["mask"]["ap"] < 1
 
 
+def test_boundary_ap_falls_with_the_edge_alone(tmp_path: Path) -> None:
+    """A mask that is right but for its rim: mask IoU 0.9025 (of 10 thresholds 9 reached), boundary IoU 0.2."""
+    hw, square = (100, 100), [0, 0, 40, 0, 40, 40, 0, 40]  # 2 % of the diagonal are 3 px
+    truth = {"id": 1, "image_id": 5, "category_id": 7, "segmentation": [square], "area": 1600, "iscrowd": 0}
+    images = [{"id": 5, "height": 100, "width": 100}]
+    arguments = save_instances(
+        tmp_path, [result(5, 7, rectangle(hw, 1, 1, 38, 38), 0.9)], images=images, annotations=[truth]
+    )
+    plain = figures(tmp_path, *arguments)
+    assert "boundary" not in plain
+    assert plain["mask"]["ap"] == pytest.approx(0.9)
+    data = figures(tmp_path, *arguments, "--boundary")
+    assert (data["mask"], data["box"]) == (plain["mask"], plain["box"])
+    rim, inner = 40**2 - 34**2, 38**2 - 32**2
+    shared = 38**2 - 34**2
+    reached = int((shared / (rim + inner - shared) - 0.5) / 0.05) + 1
+    assert data["boundary"]["ap"] == pytest.approx(reached / 10)
+    assert data["classes"][0]["boundary_ap50"] == data["boundary"]["ap50"] == 1
+    shown = run(*arguments, "--boundary").stdout
+    assert shown.splitlines()[0].split("  ")[-2:] == ["boundary AP", "boundary AP50"]
+
+
 def test_instance_without_results_and_with_crowds_only(tmp_path: Path) -> None:
     assert figures(tmp_path, *save_instances(tmp_path, []))["mask"]["ap"] == 0
     crowd = {"id": 1, "image_id": 5, "category_id": 7, "segmentation": {"size": [50, 60], "counts": [0, 3000]}}
@@ -398,10 +427,10 @@ def test_depth_that_nobody_knows(depth: list[object]) -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (["--align", "best"], "--align: wanted none, median, scale_shift, got best"),
+        (["--align", "best"], "--align: wanted none, median, scale_shift, inverse, got best"),
         (["--invalid", "none"], "--invalid: wanted stored values separated by commas, such as 0,65535, got 'none'"),
         (["--max-depth", 0], "min_m, max_m: wanted 0 < min_m < max_m, both finite, got 0.001 and 0"),
-        (["--boundary"], "--boundary: wanted only with --task semantic and panoptic, got it with depth; leave it out"),
+        (["--boundary"], "--boundary: wanted only with --task semantic, instance, panoptic, got it with depth; leave"),
         (["--num-classes", 3], "--num-classes: wanted only with --task semantic, got it with depth"),
         (["--task", "boxes"], "--task: wanted one of semantic, instance, panoptic, depth, normals, got boxes"),
     ],

@@ -147,6 +147,13 @@ def test_ticks_are_round():
         assert scale_bar((0.3, 400), width_px, 12).width >= width_px
 
 
+def test_a_scale_without_a_unit_has_other_marks():
+    metres, words = (np.asarray(scale_bar((1, 4), 300, 12, metric)) for metric in (True, False))
+    assert metres.shape == words.shape
+    assert (metres[:16] == words[:16]).all()  # the colours
+    assert (metres != words).any()
+
+
 def test_normals_by_hand():
     image = np.full((1, 2, 3), 50, np.uint8)
     normals = np.array([[[0, 0, -1], [0, 0, 0]]], np.float32)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from artifacts import tiny_artifact
+from artifacts import task_artifact, tiny_artifact
 from denselab.checkpoint import KEY, ModelCard, save_atomically
 from denselab.classes import Classes
 from denselab.cli import app
@@ -121,6 +121,20 @@ def test_command_refuses_before_it_works(red_data: Path, tmp_path: Path) -> None
         error = invoke("--data", red_data, *arguments).exception
         assert isinstance(error, InputError)
         assert text in str(error)
+
+
+def test_relative_depth_is_not_scored_in_metres(tmp_path: Path) -> None:
+    for folder, array in (("images", np.zeros((2, 3, 3), np.uint8)), ("depth", np.full((2, 3), 900, np.uint16))):
+        (tmp_path / folder / "test").mkdir(parents=True)
+        Image.fromarray(array).save(tmp_path / folder / "test" / "a.png")
+    (tmp_path / "dataset.yaml").write_text("scale: 0.001\n")
+    options = ("--data", tmp_path, "--engine", "onnxruntime")
+    model = task_artifact(tmp_path / "m.onnx", "depth", classes=None)
+    assert "AbsRel" in invoke("--model", model, *options).output
+    relative = task_artifact(tmp_path / "r.onnx", "depth", classes=None, depth_unit="relative")
+    error = invoke("--model", relative, *options).exception
+    assert isinstance(error, InputError)
+    assert "wanted a model of depth in metres, got one of relative depth; label the images with" in str(error)
 
 
 def test_checkpoint_and_its_artifact_give_the_same_numbers(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 import denselab
 from denselab.data.truth import Truth
+from denselab.depth_unit import DepthUnit
 from denselab.errors import InputError
 from denselab.export import artifact
 from denselab.export.artifact import export_artifact
@@ -23,6 +25,7 @@ from denselab.export.torch_session import TorchSession
 from denselab.model import DensePredictor
 from denselab.runtime.artifact import read_info
 from denselab.runtime.session import OnnxRuntimeSession, OpenVinoSession, Session
+from denselab.tasks.task import make_task
 from tiny_models import CLASSES, PHOTOS, TASKS, photo, tiny_info, tiny_model
 
 SIZES_HW = [(1, 1), (1, 50), (16, 16), (17, 33), (96, 128), (101, 67)]
@@ -95,6 +98,25 @@ def test_the_receipt_is_true(model: DensePredictor, exported: tuple[Path, Receip
     assert receipt.latency_ms.keys() == {"torch", *engines}
     assert min(receipt.latency_ms.values()) > 0
     assert (receipt.images, receipt.image_source, receipt.score) == (3, "blobs", None)
+
+
+def test_relative_depth_is_compared_but_not_scored(
+    model: DensePredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = replace(PHOTOS, truths=tuple(Truth(depth_m=np.ones((97, 129), np.float32)) for _ in PHOTOS.images))
+    seen: list[object] = []
+
+    def stop_measuring(draft: Path, reference: TorchSession, examples: Examples, classes: object) -> Measured:
+        seen.append(examples.truths)
+        raise InputError("seen")
+
+    monkeypatch.setattr(artifact, "to_onnx", lambda graph: ModelProto())
+    monkeypatch.setattr(artifact, "measure", stop_measuring)
+    for unit in DepthUnit:
+        info = replace(tiny_info(), tasks=("depth",), classes=None, depth_unit=unit)
+        with pytest.raises(InputError, match="seen"):
+            export_artifact(model, (make_task("depth", None),), info, tmp_path / "depth.onnx", photos)
+    assert seen == [photos.truths, None]
 
 
 def test_the_receipt_reads_as_a_table(exported: tuple[Path, Receipt]) -> None:

@@ -1,7 +1,7 @@
 """Models of the Hugging Face hub as ours: the same numbers, at any size, saved and built again."""
 
+import copy
 import functools
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,11 +37,13 @@ from transformers import (
 )
 
 import denselab
+from denselab.depth_unit import DepthUnit
 from denselab.errors import InputError
+from denselab.export.torch_session import describe, open_model
 from denselab.hub.dpt import LEAST_INVERSE_DEPTH
 from denselab.hub.eomt import masked_blocks
-from denselab.hub.hugging_face import HubModel, from_hf, pixel_statistics, rebuild
-from denselab.hub.parts import HubRecipe
+from denselab.hub.hugging_face import from_hf, pixel_statistics
+from denselab.hub.parts import HubModel
 
 LABELS = {"id2label": dict(enumerate(("sky", "road", "tree", "car", "person")))}
 DINOV2 = Dinov2Config(
@@ -261,17 +263,6 @@ def test_eomt_resizes_its_positions(loaded: Callable[[str], HubModel]) -> None:
     torch.testing.assert_close(backbone.positions(7, 3), wanted, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("case", NETS)
-@torch.no_grad()
-def test_is_built_again_from_its_recipe(case: str, loaded: Callable[[str], HubModel]) -> None:
-    hub = loaded(case)
-    again = rebuild(HubRecipe.from_dict(json.loads(json.dumps(hub.recipe.to_dict())))).eval()
-    again.load_state_dict(hub.model.state_dict())
-    wanted, got = hub.model(photos(1, 50, 61)), again(photos(1, 50, 61))
-    assert torch.equal(got.mask_logits, wanted.mask_logits)
-    assert torch.equal(got.values, wanted.values)
-
-
 @torch.no_grad()
 def test_depth_anything_traces_at_any_size(loaded: Callable[[str], HubModel]) -> None:
     """transformers' own forward does not; see the notes of Dinov2Layers and DepthAnythingHead."""
@@ -317,9 +308,7 @@ def test_mask2former_says_the_same_in_both_engines_at_a_fixed_size(
 
 @pytest.mark.parametrize(("case", "layers"), [("mask2former", 1), ("eomt masked", 2)])
 def test_training_supervises_every_layer(case: str, layers: int, loaded: Callable[[str], HubModel]) -> None:
-    recipe, state = loaded(case).recipe, loaded(case).model.state_dict()
-    model = rebuild(recipe)
-    model.load_state_dict(state)
+    model = copy.deepcopy(loaded(case).model)
     output = model.train()(photos(1, 64, 64))
     assert len(output.aux) == len(model.spec.aux) == layers
     if case == "mask2former":
@@ -337,6 +326,8 @@ def test_relative_depth_is_the_inverse_of_what_the_network_gives(folders: Callab
     hub = from_hf(folders("dpt"))
     assert hub.relative_depth
     assert "Align" in hub.note
+    assert describe(open_model(f"hf:{folders('dpt')}"), "m").depth_unit is DepthUnit.RELATIVE
+    assert describe(open_model(f"hf:{folders('depth anything')}"), "m").depth_unit is DepthUnit.METRES
     inverse, _ = theirs("dpt", hub.model.normalize(photos(1, 64, 64)))
     depth = hub.model(photos(1, 64, 64)).mask_logits
     torch.testing.assert_close(depth, 1 / inverse.clamp(min=LEAST_INVERSE_DEPTH), atol=1e-5, rtol=1e-3)
@@ -489,8 +480,6 @@ def test_weights_that_are_missing_or_of_another_shape(tmp_path: Path) -> None:
     save_file(cut, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"wanted weights that fit the configuration"):
         from_hf(folder)
-    with pytest.raises(InputError, match=r"recipe: wanted one of Segformer.*, got 'Novel'"):
-        rebuild(HubRecipe("Novel", {}, (0, 0, 0), (1, 1, 1)))
 
 
 def test_depth_networks_on_other_backbones_are_refused(tmp_path: Path) -> None:

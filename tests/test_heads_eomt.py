@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from denselab import _vision as _vision
@@ -23,7 +24,7 @@ NARROW = {"embed_dim": 32, "depth": 4, "num_heads": 2, "img_size": 64}
 
 def eomt(name: str = "vit_tiny_patch16_224", num_last: int = 2, queries: int = 6, **options: object) -> DensePredictor:
     backbone, blocks, norm = split_transformer(name, num_last=num_last, options=NARROW | options)
-    head = EomtHead(backbone.features, blocks, norm, CLASSES, queries)
+    head = EomtHead(backbone.features, blocks, norm, CLASSES, queries, backbone.rope)
     return DensePredictor(backbone, PassThrough(backbone.features), head)
 
 
@@ -100,11 +101,62 @@ def test_the_parts_are_the_whole(options: dict[str, object]) -> None:
     torch.testing.assert_close(norm(tokens), whole.fc_norm(whole.forward_features(pixels)))
 
 
+# --- rotary positions ---
+
+ROTARY = ("vit_small_patch16_dinov3", "eva02_tiny_patch14_224")
+
+
+@pytest.mark.parametrize("name", ROTARY)
+@torch.no_grad()
+def test_rotary_positions_are_the_patches_alone(name: str) -> None:
+    """Tokens that see no query are what timm computes in one go, at a size of no square; the queries see all."""
+    torch.manual_seed(3)
+    model = eomt(name, num_last=2).eval()
+    whole = timm.create_model(name, num_classes=0, dynamic_img_size=True, **NARROW).eval()
+    own = {f"blocks.{2 + i}.{k}": v for i, block in enumerate(model.head.blocks) for k, v in block.state_dict().items()}
+    norm = "norm" if hasattr(whole.norm, "weight") else "fc_norm"
+    own |= {f"{norm}.{k}": v for k, v in model.head.norm.state_dict().items()}
+    whole.load_state_dict(model.backbone.net.state_dict() | own)
+    stride = model.backbone.size_multiple
+    patch_px = model.backbone.patch_px
+    pixels = torch.rand(1, 3, 2 * stride, 3 * stride)
+    maps = model.backbone(pixels)
+    queries = model.head.queries[None]
+    tokens = torch.cat([queries, *(m.flatten(2).transpose(1, 2) for m in maps[::-1])], dim=1)
+    count = queries.shape[1]
+    blind = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool)
+    blind[count:, :count] = False
+    for block in model.head.blocks:
+        tokens = block(tokens, rope=model.backbone.rope.get_embed((2, 3)), attn_mask=blind[None, None])
+    if patch_px != stride:
+        pixels = F.interpolate(pixels, size=(2 * patch_px, 3 * patch_px), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(model.head.norm(tokens)[:, count:], whole.fc_norm(whole.forward_features(pixels)))
+
+
+def test_rotary_shapes_gradients_and_batches() -> None:
+    torch.manual_seed(0)
+    model = eomt(ROTARY[0])
+    check_shapes(model)
+    check_batch(model)
+    model.head.set_progress(0.0)
+    check_gradients(model)
+
+
+@torch.no_grad()
+def test_rotary_positions_trace_at_one_size() -> None:
+    torch.manual_seed(0)
+    model, pixels = eomt(ROTARY[0]).eval(), torch.rand(1, 3, 32, 48)
+    traced = torch.export.export(model, (pixels,), strict=False).module()
+    pixels = torch.rand(1, 3, 32, 48)
+    torch.testing.assert_close(traced(pixels).mask_logits, model(pixels).mask_logits, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("name", "num_last", "message"),
     [
         ("resnet18", 4, "wanted a plain vision transformer of timm .*'resnet18'"),
         ("vit_tiny_patch99", 4, "wanted a plain vision transformer of timm .*'vit_tiny_patch99'"),
+        ("vit_small_patch16_rope_mixed_224", 4, "whose rotary positions differ from block to block"),
         ("swin_tiny_patch4_window7_224", 4, "wanted a plain vision transformer"),
         ("vit_tiny_patch16_224", 4, "has 4 blocks; wanted 1 to 3, got 4"),
     ],

@@ -43,6 +43,45 @@ def test_agrees_with_the_definition_and_scikit_learn() -> None:
     assert figures.brier == pytest.approx(((probs - np.eye(4)[truth]) ** 2).sum(1).mean())
 
 
+def test_confidence_of_the_predicted_class_gives_the_same_bins() -> None:
+    whole, part = CalibrationScore(10), CalibrationScore(10)
+    probs, truth = random_image(3)
+    truth[:2] = 255
+    whole.update(probs, truth)
+    part.update_confidence(probs.max(0), probs.argmax(0), truth)
+    ours, theirs = part.compute(), whole.compute()
+    assert (ours.ece, ours.mce) == (theirs.ece, theirs.mce)
+    assert ours.pixels.tolist() == theirs.pixels.tolist()
+    assert math.isnan(ours.nll)
+    part.merge(whole)
+    assert part.compute().nll == theirs.nll
+    part.update_confidence(np.ones((2, 2)), np.zeros((2, 2), int), np.full((2, 2), 255))
+    assert part.compute().pixels.sum() == 2 * theirs.pixels.sum()
+
+
+@pytest.mark.parametrize(
+    ("confidence", "ids", "text"),
+    [
+        (
+            np.ones((2, 2), int),
+            np.zeros((2, 2), int),
+            r"confidence: wanted probabilities as floats \[H, W\], got",
+        ),
+        (
+            np.full((2, 2), np.nan),
+            np.zeros((2, 2), int),
+            r"wanted probabilities 0\.\.1, got values from nan",
+        ),
+        (np.full((2, 2), -0.1), np.zeros((2, 2), int), "wanted probabilities 0..1, got values from -0.1 to -0.1; give"),
+        (np.ones((2, 3)), np.zeros((2, 2), int), "prediction is 3x2 px but truth is 2x2 px"),
+        (np.ones((2, 2)), np.zeros((2, 2)), r"prediction: must be integer class ids \[H, W\], got float64 \[2, 2\]"),
+    ],
+)
+def test_confidences_that_are_none(confidence: np.ndarray, ids: np.ndarray, text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        CalibrationScore().update_confidence(confidence, ids, np.zeros((2, 2), int))
+
+
 def test_values_worked_by_hand() -> None:
     # 4 px with confidence 0.75, three right: calibrated; 1 px sure and wrong
     probs = np.array([[0.75, 0.75, 0.75, 0.75, 1.0], [0.25, 0.25, 0.25, 0.25, 0.0]])[:, None]

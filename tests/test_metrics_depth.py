@@ -101,10 +101,22 @@ def test_alignment_of_relative_depth() -> None:
     shifted = score(truth * -3 - 5, truth, how=Align.SCALE_SHIFT)
     assert shifted.errors.abs_rel == pytest.approx(0, abs=1e-6)
     assert shifted.bad_pixels == 0
+    inverse = score(0.3 / truth - 2, truth, how=Align.INVERSE)
+    assert (inverse.errors.abs_rel, inverse.bad_pixels) == (pytest.approx(0, abs=1e-6), 0)
     for how in Align:
         assert score(np.full((3, 3), np.nan), np.ones((3, 3)), how=how).bad_pixels == 9
     constant = score(np.ones((3, 3)), truth[:3, :3], how=Align.SCALE_SHIFT)
     assert constant.errors.rmse_m == pytest.approx(truth[:3, :3].std(), rel=1e-5)
+
+
+def test_inverse_depths_fitted_by_hand() -> None:
+    """True inverses 1, 0.5, 0.5, 0.25 over 4, 2, 2, 0: slope and offset are 0.1875."""
+    figures = score([[4, 2, 2, 0]], [[1, 2, 2, 4]], how=Align.INVERSE)
+    errors = [abs(1 / (0.1875 * p + 0.1875) - t) / t for p, t in ((4, 1), (2, 2), (2, 2), (0, 4))]
+    assert figures.errors.abs_rel == pytest.approx(np.mean(errors))
+    # The offset is -0.017 here: 0 is fitted to less than nothing, which is infinitely far.
+    beyond = score([[3, 2, 0]], [[1, 2, 50]], how=Align.INVERSE, max_m=70)
+    assert beyond.bad_pixels == 1
 
 
 def test_merge_and_pickle() -> None:

@@ -20,9 +20,31 @@ from pycocotools.cocoeval import COCOeval
 
 from denselab.errors import InputError
 from denselab.metrics import InstanceFigures, InstanceScore
+from denselab.metrics.boundary import boundary_width_px, inner_boundary
 from denselab.metrics.instance import AveragePrecision
-from denselab.rle import Rle, encode
+from denselab.rle import Rle, encode, from_string
 from denselab.segments import Segment, Segments, from_masks
+
+
+class BoundaryEval(COCOeval):
+    """pycocotools with min(mask IoU, boundary IoU), boundaries by our own rule; crowds keep the IoU of masks."""
+
+    def computeIoU(self, imgId: int, catId: int) -> Any:  # noqa: N802, N803
+        ious = super().computeIoU(imgId, catId)
+        true, found = self._gts[imgId, catId], self._dts[imgId, catId]
+        if not len(ious):
+            return ious
+        order = np.argsort([-each["score"] for each in found], kind="mergesort")[: self.params.maxDets[-1]]
+        edges = coco_mask.iou([edge(found[i]) for i in order], list(map(edge, true)), [0] * len(true))
+        crowds = np.array([bool(each["iscrowd"]) for each in true])
+        return np.where(crowds, ious, np.minimum(ious, edges))
+
+
+def edge(annotation: dict[str, Any]) -> Any:
+    counts, hw = annotation["segmentation"]["counts"], annotation["segmentation"]["size"]
+    mask = from_string(counts.decode(), (hw[0], hw[1])).to_mask()
+    near = inner_boundary(mask.astype(np.uint8), boundary_width_px(*mask.shape))
+    return coco_mask.encode(np.asfortranarray(mask & near, np.uint8))
 
 
 @dataclass
@@ -38,7 +60,7 @@ class BothWays:
     def add(
         self, masks: Sequence[np.ndarray], class_ids: Sequence[int], scores: Sequence[float], truth: Segments
     ) -> None:
-        part = InstanceScore(self.num_classes)
+        part = InstanceScore(self.num_classes, boundary=True)
         part.update([encode(mask) for mask in masks], class_ids, scores, truth)
         self.parts.append(pickle.loads(pickle.dumps(part)))
         image_id = len(self.images) + 1
@@ -59,7 +81,7 @@ class BothWays:
             )
 
     def ours(self) -> InstanceFigures:
-        total = InstanceScore(self.num_classes)
+        total = InstanceScore(self.num_classes, boundary=True)
         for part in self.parts:
             total.merge(part)
         return total.compute()
@@ -73,8 +95,12 @@ class BothWays:
             truth.dataset = {"images": self.images, "annotations": self.truths, "categories": categories}
             truth.createIndex()
             results = truth.loadRes(self.results)
-            for kind, mine in (("segm", figures.mask), ("bbox", figures.box)):
-                theirs = COCOeval(truth, results, kind)
+            for theirs, mine in (
+                (COCOeval(truth, results, "segm"), figures.mask),
+                (COCOeval(truth, results, "bbox"), figures.box),
+                (BoundaryEval(truth, results, "segm"), figures.boundary),
+            ):
+                assert mine is not None
                 theirs.evaluate()
                 theirs.accumulate()
                 theirs.summarize()
@@ -113,6 +139,8 @@ def test_agrees_with_pycocotools_on_random_masks() -> None:
         both.add(masks, [*class_ids, *rng.integers(0, 4, 4).tolist()], scores, truth)
     figures = both.check()
     assert figures.mask.ap > 0.03
+    assert figures.boundary is not None
+    assert 0 < figures.boundary.ap < figures.mask.ap
     assert math.isnan(figures.mask.ap_per_class[3])
 
 
@@ -223,8 +251,8 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         with pytest.raises(InputError, match=text):
             counted.update(masks, class_ids, scores, truth)
-    with pytest.raises(InputError, match="merge: scores must agree in num_classes, got 2 and 3"):
-        counted.merge(InstanceScore(3))
+    with pytest.raises(InputError, match=r"merge: scores must agree in \(num_classes, boundary\), got"):
+        counted.merge(InstanceScore(2, boundary=True))
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
     with pytest.raises(InputError, match=r"needs the package faster-coco-eval, .*; pip install faster-coco-eval"):
         InstanceScore(1)

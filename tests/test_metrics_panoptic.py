@@ -4,6 +4,7 @@ import json
 import math
 import pickle
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from scipy.ndimage import binary_erosion
 
 from denselab.errors import InputError
 from denselab.metrics import Headline, PanopticFigures, PanopticScore
-from denselab.metrics.panoptic import joint_areas, match_segments
+from denselab.metrics.joint_areas import joint_areas
+from denselab.metrics.panoptic import match_segments
 from denselab.segments import Segment, Segments
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -92,7 +94,7 @@ def test_merges_in_any_order_and_pickles(golden: dict[str, np.ndarray]) -> None:
         other.merge(part)
     assert one.compute().all.pq == pytest.approx(other.compute().all.pq, abs=1e-15)
     assert one.compute().all.pq == pytest.approx(golden["all_pq_sq_rq_n"][0], abs=1e-12)
-    with pytest.raises(InputError, match=r"merge: scores must agree in \(num_classes, things, boundary\)"):
+    with pytest.raises(InputError, match=r"merge: scores must agree in \(num_classes, things, boundary, covering\)"):
         one.merge(golden_score(golden))
 
 
@@ -201,6 +203,15 @@ def test_large_ids_do_not_overflow() -> None:
     truth = segments([[most - 1, most]], (most, 1), (most - 1, 0))
     assert score(pred, truth).all.pq == 1
     assert joint_areas(truth.layers[0], pred.layers[0]) == {(most - 1, most): 1, (most, most - 1): 1}
+
+
+def test_joint_areas_are_those_of_all_pixels() -> None:
+    rng = np.random.default_rng(0)
+    ids = np.array([-1, 0, 1, 7, 2**31 - 1], np.int32)
+    for size in ((1, 1), (5, 1), (30, 40)):
+        truth, pred = rng.choice(ids, (2, *size))
+        expected = Counter(zip(truth.ravel().tolist(), pred.ravel().tolist(), strict=True))
+        assert joint_areas(truth, pred) == expected
 
 
 def test_what_is_refused() -> None:

@@ -118,7 +118,7 @@ def test_other_things_are_refused() -> None:
 @pytest.mark.parametrize("model", ["streets", "model.pt", "a/b", ""])
 def test_load_lists_what_it_takes(model: str) -> None:
     with pytest.raises(
-        InputError, match=r"wanted street, an artifact \(FILE.onnx\), a checkpoint \(FILE.ckpt\) or hf:NAME"
+        InputError, match=r"wanted street, an artifact \(FILE.onnx\), a checkpoint \(FILE.ckpt\), hf:NAME or kmax:FILE"
     ):
         denselab.load(model)
 

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from denselab.data.scenes import render_scene
+from denselab.depth_unit import DepthUnit
 from denselab.errors import InputError
 from denselab.results import DepthMap, NormalMap
 
@@ -43,6 +44,27 @@ def test_figures(tmp_path: Path) -> None:
         "timing_ms": {"engine": 1.0},
     }
     assert depth(np.zeros((2, 2), np.float32)).to_dict()["metres"] == {}
+
+
+def test_relative_depth_is_in_no_unit() -> None:
+    """The PNG holds 65535 * nearest / depth."""
+    values = np.array([[0.002, 0.004, 0], [1, 900, 0.002]], np.float32)
+    result = depth(values, unit=DepthUnit.RELATIVE, model="m")
+    assert result.depth.tolist() == np.asarray(result).tolist() == values.tolist()
+    with pytest.raises(InputError, match="metres: wanted depth in metres, got the relative depth of m; take `depth`"):
+        _ = result.metres
+    assert np.asarray(result.to_image()).tolist() == [[65535, 32768, 0], [131, 1, 65535]]
+    figures = result.to_dict()
+    assert "metres" not in figures
+    assert figures["relative"]["near"] == pytest.approx(0.002)
+    assert figures["labels"] == {"code": "inverse depth", "nearest": 65535, "unknown": 0}
+    nothing = depth(np.zeros((2, 2), np.float32), unit=DepthUnit.RELATIVE)
+    assert not np.asarray(nothing.to_image()).any()
+    assert nothing.to_dict()["relative"] == {}
+    image = np.zeros((2, 300, 3), np.uint8)
+    metres, words = (np.asarray(depth(np.full((2, 300), 2, np.float32), unit=u).overlay(image)) for u in DepthUnit)
+    assert metres.shape == words.shape
+    assert (metres != words).any()
 
 
 def test_what_is_not_valid_is_unknown() -> None:

@@ -8,6 +8,7 @@ import torch
 from denselab.classes import Classes
 from denselab.errors import InputError
 from denselab.tasks import instance
+from denselab.tasks.blend import at_source, mask_probs
 from denselab.tasks.depth import depth_m
 from denselab.tasks.instance import InstanceRules
 from denselab.tasks.normals import normals
@@ -58,6 +59,31 @@ def test_instances_come_best_first_under_every_class_that_is_a_thing() -> None:
     assert classes.tolist() == [[0, 1, 0]]
     assert found[0, :, 0].tolist() == [[1, 1], [1, 1], [1, 0]]
     torch.testing.assert_close(scores, torch.tensor([[0.6, 0.3, 0.2]]), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("norm", list(MaskNorm))
+def test_instances_a_few_at_a_time_are_those_all_at_once(norm: MaskNorm) -> None:
+    """Eleven answers of seven queries, so that some masks come under several classes."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(2, 7, 5, 6, generator=generator)
+    output = QueryOutput(logits, torch.randn(2, 7, 4, generator=generator))
+    spec = HeadSpec(7, 4, 4, norm, ValueKind.CLASS_LOGITS)
+    rules = InstanceRules(max_instances=11)
+    found, classes, scores = instance.decode(output, spec, (19, 22), (0, 2), rules)
+    probs = mask_probs(at_source(logits, 4, (19, 22)), norm)
+    masks = probs > (0.5 if norm is MaskNorm.SIGMOID else rules.mask_confidence)
+    class_probs = output.values.softmax(dim=-1)[..., [0, 2]]
+    for image in range(2):
+        pairs = sorted(((float(class_probs[image, q, k]), q, k) for q in range(7) for k in range(2)), reverse=True)[:11]
+        rated = []
+        for class_prob, q, k in pairs:
+            inside = probs[image, q][masks[image, q]]
+            rated.append((class_prob * float(inside.mean()) if len(inside) else 0.0, q, k))
+        rated.sort(key=lambda each: -each[0])
+        torch.testing.assert_close(scores[image], torch.tensor([score for score, _, _ in rated]))
+        sure = [place for place, (score, _, _) in enumerate(rated) if score]
+        assert classes[image, sure].tolist() == [[0, 2][rated[place][2]] for place in sure]
+        assert torch.equal(found[image, sure].bool(), masks[image, [rated[place][1] for place in sure]])
 
 
 def test_background_is_one_segment_and_void_is_none() -> None:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from denselab.classes import Classes as Classes
     from denselab.errors import InputError as InputError
     from denselab.hub.hugging_face import from_hf as from_hf
+    from denselab.hub.kmax import from_kmax as from_kmax
     from denselab.results import DepthMap as DepthMap
     from denselab.results import InstanceSet as InstanceSet
     from denselab.results import JointResult as JointResult
@@ -30,6 +31,7 @@ __all__ = [
     "SemanticMap",
     "__version__",
     "from_hf",
+    "from_kmax",
     "load",
 ]
 
@@ -44,6 +46,7 @@ _HOMES = {
     "Result": "results",
     "SemanticMap": "results",
     "from_hf": "hub.hugging_face",
+    "from_kmax": "hub.kmax",
     "load": "_load",
 }
 

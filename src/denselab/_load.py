@@ -5,6 +5,7 @@ from pathlib import Path
 
 from denselab._packaged import PACKAGED
 from denselab.errors import InputError
+from denselab.hub import is_published
 from denselab.runtime.artifact import read_info
 from denselab.runtime.predictor import MIN_SCORE, LongSide, Predictor
 from denselab.runtime.session import open_session
@@ -17,9 +18,11 @@ def load(
     long_side: LongSide = "auto",
     min_score: float = MIN_SCORE,
 ) -> Predictor:
-    """Open a model: "street" (built in), an artifact (.onnx), a checkpoint (.ckpt) or hf:NAME (both need PyTorch).
+    """Open a model: "street" (built in), an artifact (.onnx) or, with PyTorch, a checkpoint (.ckpt), hf:NAME or
+    kmax:FILE.
 
-    hf:NAME is a model of the Hugging Face hub, or a folder that transformers saved (see denselab.from_hf).
+    hf:NAME is a model of the Hugging Face hub, or a folder that transformers saved (see denselab.from_hf); kmax:FILE a
+    checkpoint of the public kMaX-DeepLab (see denselab.from_kmax).
 
     engine: auto, openvino or onnxruntime, for artifacts; threads: of the engine, None lets it decide;
     long_side: at what size the model sees large images; min_score: instances of which it is less sure are dropped
@@ -27,13 +30,14 @@ def load(
     Raises InputError for anything that cannot be opened, saying why.
     """
     path = PACKAGED.get(str(model), Path(model))
-    from_hub = str(model).startswith("hf:")
-    if path.suffix not in (".onnx", ".ckpt") and not from_hub:
+    published = is_published(str(model))
+    if path.suffix not in (".onnx", ".ckpt") and not published:
         names = ", ".join(PACKAGED)
         raise InputError(
-            f"model: wanted {names}, an artifact (FILE.onnx), a checkpoint (FILE.ckpt) or hf:NAME, got {model}"
+            f"model: wanted {names}, an artifact (FILE.onnx), a checkpoint (FILE.ckpt), hf:NAME or kmax:FILE, "
+            f"got {model}"
         )
-    if from_hub or path.suffix == ".ckpt":
+    if published or path.suffix == ".ckpt":
         predictor = _load_with_torch(str(model), threads)
     else:
         info = read_info(path)
@@ -43,7 +47,7 @@ def load(
 
 
 def _load_with_torch(source: str, threads: int | None) -> Predictor:
-    if not source.startswith("hf:") and not Path(source).is_file():
+    if not is_published(source) and not Path(source).is_file():
         raise InputError(f"{source}: no such model file; check the path")
     if not find_spec("torch"):
         raise InputError(

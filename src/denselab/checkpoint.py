@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from denselab.classes import Classes
+from denselab.depth_unit import DepthUnit
 from denselab.errors import InputError
 from denselab.files import atomic_path
 from denselab.model import Model
@@ -75,13 +76,14 @@ class LoadedModel:
     """A trained model, in evaluation mode on the CPU, and what it is.
 
     network_hw: the size in px at which it runs inside an artifact, None where it runs at any. note: what a user should
-    know.
+    know. depth_unit: of its depth, if it gives any.
     """
 
     model: Model
     card: ModelCard
     network_hw: tuple[int, int] | None = None
     note: str = ""
+    depth_unit: DepthUnit = DepthUnit.METRES
 
 
 def save_atomically(checkpoint: Mapping[str, Any], path: Path) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from denselab.classes import Classes
 from denselab.data.dataset import Dataset, Item
 from denselab.data.truth import Truth
+from denselab.depth_unit import DepthUnit
 from denselab.errors import InputError
 from denselab.metrics.headline import Figures
 from denselab.runtime.predictor import Predictor
@@ -60,10 +61,16 @@ def evaluate(predictor: Predictor, dataset: Dataset, split: str, track: Track = 
     """Run every image of the split at its own size and score the results; the next images are read meanwhile.
 
     track(items, total, label): shows progress. Raises InputError where the classes of the model and of the data
-    differ, where the data lack the truth or the split, and for the first file that cannot be read: a score without it
-    would be one of another split.
+    differ, where the data lack the truth or the split, where depth is relative, and for the first file that cannot be
+    read: a score without it would be one of another split.
     """
     tasks, classes = predictor.info.tasks, predictor.info.classes
+    if "depth" in tasks and predictor.info.depth_unit is not DepthUnit.METRES:
+        raise InputError(
+            f"{predictor.info.name}: wanted a model of depth in metres, got one of {predictor.info.depth_unit.value} "
+            "depth; label the images with denselab predict, and compare the labels with denselab score --task depth "
+            "--align inverse"
+        )
     dataset.require(tasks)
     check_classes(classes, dataset)
     items = dataset.split(split)

@@ -190,9 +190,9 @@ def mask2former(
 def eomt(
     num_classes: int, backbone: str = "vit_large_patch14_dinov2", pretrained: bool = False, queries: int = 200
 ) -> DensePredictor:
-    """EoMT: Kerssies et al. 2025, section 3 (with ViT-L). backbone: a plain ViT of timm."""
+    """EoMT: Kerssies et al. 2025, section 3 (with ViT-L). backbone: a plain ViT of timm (vit_*, deit_*, eva02_*)."""
     maps, last_blocks, norm = split_transformer(backbone, pretrained)
-    head = EomtHead(maps.features, last_blocks, norm, num_classes, queries)
+    head = EomtHead(maps.features, last_blocks, norm, num_classes, queries, maps.rope)
     return DensePredictor(maps, PassThrough(maps.features), head)
 
 

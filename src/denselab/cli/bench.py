@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def bench(
-    model: Annotated[str, typer.Option(help="street, an artifact (.onnx) or a checkpoint (.ckpt).")] = "street",
+    model: Annotated[str, typer.Option(help="street, FILE.onnx, FILE.ckpt, hf:NAME or kmax:FILE.")] = "street",
     image: Annotated[Path | None, typer.Option(help="What to label; a rendered 480x360 scene if not given.")] = None,
     engine: Annotated[str, typer.Option(help="all (that are installed), openvino or onnxruntime.")] = "all",
     threads: Annotated[int, typer.Option(min=1, help="Threads of the engine.")] = 2,
@@ -63,12 +63,13 @@ def table(measured: Sequence["Measurement"]) -> str:
 
 
 def _engines(model: str, engine: str) -> list[str]:
-    """Which engines to measure; a checkpoint runs in PyTorch whatever is asked."""
+    """Which engines to measure; what is no artifact runs in PyTorch whatever is asked."""
     from importlib.util import find_spec
 
+    from denselab.hub import is_published
     from denselab.runtime.session import ENGINES
 
-    if model.endswith(".ckpt"):
+    if model.endswith(".ckpt") or is_published(model):
         return ["auto"]
     if engine != "all":
         return [engine]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     data: Annotated[Path, typer.Option(help="Folder with images and masks.")],
-    model: Annotated[str, typer.Option(help="street, an artifact (.onnx) or a checkpoint (.ckpt).")] = "street",
+    model: Annotated[str, typer.Option(help="street, FILE.onnx, FILE.ckpt, hf:NAME or kmax:FILE.")] = "street",
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     engine: Annotated[str, typer.Option(help="auto, openvino or onnxruntime.")] = "auto",
     json_out: Annotated[Path | None, typer.Option("--json", help="Write every figure to this file.")] = None,

@@ -19,7 +19,7 @@ _RUN_FILE = "run.yaml"
 
 
 def export(
-    source: Annotated[str, typer.Argument(metavar="RUN.ckpt", help="Checkpoint of denselab fit, or hf:NAME.")],
+    source: Annotated[str, typer.Argument(metavar="RUN.ckpt", help="Checkpoint of fit, hf:NAME or kmax:FILE.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The artifact to write (.onnx).")],
     precision: Annotated[Precision, typer.Option(help="How numbers are stored (int8: and computed).")] = Precision.FP32,
     data: Annotated[

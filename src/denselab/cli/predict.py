@@ -23,7 +23,7 @@ def predict(
         list[str], typer.Argument(metavar="INPUT", help="Images, folders (with all below) and patterns.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results; subfolders are kept.")],
-    model: Annotated[str, typer.Option(help="street, an artifact (.onnx) or a checkpoint (.ckpt).")] = "street",
+    model: Annotated[str, typer.Option(help="street, FILE.onnx, FILE.ckpt, hf:NAME or kmax:FILE.")] = "street",
     engine: Annotated[str, typer.Option(help="auto, openvino or onnxruntime.")] = "auto",
     write: Annotated[str, typer.Option(help="Any of overlay,labels,json.")] = "overlay,labels,json",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that exist.")] = False,
@@ -75,6 +75,7 @@ def predict(
             print(f"interrupted; finished results are in {out}, --skip-existing does the rest", file=sys.stderr)
             raise
         _say_what_was_shrunk(done, predictor)
+        _say_what_has_no_unit(predictor)
     failures += [_describe(outcome) for outcome in done if outcome.error is not None]
     if len(done) < len(jobs):
         failures.append(f"{len(jobs) - len(done)} more images were not labelled: the disk of {out} is full")
@@ -198,6 +199,17 @@ def _say_what_was_shrunk(done: "Sequence[Outcome]", predictor: "Predictor") -> N
         print(
             f"note: {_images(cut)} of up to {max(largest)} px seen at {max(predictor.seen_hw(largest))} px: "
             f"{predictor.info.task} is done in one piece, and a larger one would not fit into memory",
+            file=sys.stderr,
+        )
+
+
+def _say_what_has_no_unit(predictor: "Predictor") -> None:
+    from denselab.depth_unit import DepthUnit
+
+    if "depth" in predictor.info.tasks and predictor.info.depth_unit is DepthUnit.RELATIVE:
+        print(
+            f"note: the depth of {predictor.info.name} is relative, in no unit: labels hold its inverse, 65535 for "
+            "what is nearest in the photo",
             file=sys.stderr,
         )
 

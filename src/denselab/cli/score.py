@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 MIN_DEPTH_M, MAX_DEPTH_M = 1e-3, 80.0
 _SHOWN = 10
 _OPTIONS_OF: Mapping[str, tuple[str, ...]] = {
-    "semantic": ("--num-classes", "--ignore", "--names", "--classes", "--confusion", "--boundary"),
+    "semantic": (
+        "--num-classes", "--ignore", "--names", "--classes", "--confusion", "--boundary", "--confidence", "--plot",
+    ),
     "panoptic": ("--pred-masks", "--gt-masks", "--boundary"),
-    "instance": (),
+    "instance": ("--boundary",),
     "depth": ("--scale", "--pred-scale", "--invalid", "--min-depth", "--max-depth", "--align"),
     "normals": (),
-}
+}  # fmt: skip
 
 
 def score(
@@ -48,6 +50,16 @@ def score(
     classes: Annotated[
         Path | None, typer.Option(help="semantic: a dataset.yaml or .json with the names, and ids to ignore too.")
     ] = None,
+    confidence: Annotated[
+        Path | None,
+        typer.Option(
+            help="semantic: a folder of confidences, named as the predictions; then calibration is scored too. Grey "
+            "PNGs of 8 or 16 bits (255 or 65535 is sure) or arrays: [H, W] of the predicted class, or [K, H, W] of all."
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="semantic, with --confidence: draw accuracy over confidence to this PNG.")
+    ] = None,
     pred_masks: Annotated[
         Path | None, typer.Option(help="panoptic: folder of the predicted PNGs; default: PRED without .json.")
     ] = None,
@@ -70,14 +82,18 @@ def score(
         float | None, typer.Option(help=f"depth: farther true metres do not count; default: {MAX_DEPTH_M:g}.")
     ] = None,
     align: Annotated[
-        str | None, typer.Option(help="depth: fit each prediction to its truth first: none, median, scale_shift.")
+        str | None,
+        typer.Option(
+            help="depth: fit each prediction to its truth first: none, median, scale_shift, or inverse, "
+            "where predictions are relative inverse depth, as predict writes it of models of relative depth."
+        ),
     ] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write every figure to this file.")] = None,
     confusion: Annotated[Path | None, typer.Option(help="semantic: draw the confusion matrix to this PNG.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that read and count.")] = 1,
     boundary: Annotated[
         bool | None,
-        typer.Option(help="Count by boundaries as well; default: semantic yes, panoptic no."),
+        typer.Option(help="Count by boundaries as well; default: semantic yes, panoptic and instance no."),
     ] = None,
     allow_missing: Annotated[bool, typer.Option(help="Score what matches; leave out what has no partner.")] = False,
 ) -> None:
@@ -92,9 +108,9 @@ def score(
         raise InputError(f"--task: wanted one of {', '.join(TASKS)}, got {task}")
     given = {
         "--num-classes": num_classes, "--ignore": ignore, "--names": names, "--classes": classes,
-        "--confusion": confusion, "--boundary": boundary, "--pred-masks": pred_masks, "--gt-masks": gt_masks,
-        "--scale": scale, "--pred-scale": pred_scale, "--invalid": invalid, "--min-depth": min_depth,
-        "--max-depth": max_depth, "--align": align,
+        "--confusion": confusion, "--boundary": boundary, "--confidence": confidence, "--plot": plot,
+        "--pred-masks": pred_masks, "--gt-masks": gt_masks, "--scale": scale, "--pred-scale": pred_scale,
+        "--invalid": invalid, "--min-depth": min_depth, "--max-depth": max_depth, "--align": align,
     }  # fmt: skip
     _refuse_strange(task, [option for option, value in given.items() if value is not None])
 
@@ -102,10 +118,12 @@ def score(
         case "semantic":
             from denselab.scoring.semantic import score_semantic
 
+            if plot is not None and confidence is None:
+                raise InputError("--plot: wanted confidences to draw, got none; give their folder with --confidence")
             class_names, ignored = _read_class_options(num_classes, names, classes, "255" if ignore is None else ignore)
             scored = score_semantic(
-                pred, gt, class_names, ignored, boundary is not False, jobs, allow_missing, track
-            )  # fmt: skip
+                pred, gt, class_names, ignored, boundary is not False, jobs, allow_missing, track, confidence
+            )
         case "panoptic":
             from denselab.scoring.panoptic import PanopticFiles, score_panoptic
 
@@ -115,7 +133,7 @@ def score(
         case "instance":
             from denselab.scoring.instance import score_instance
 
-            scored = score_instance(pred, gt, allow_missing)
+            scored = score_instance(pred, gt, allow_missing, bool(boundary))
         case "depth":
             from denselab.scoring.depth import DepthScale, parse_invalid, score_depth
 
@@ -141,6 +159,8 @@ def score(
         _report(task, scored, json_out)
         if confusion is not None:
             _draw(scored, confusion)
+        if plot is not None:
+            _draw_calibration(scored, plot)
     _end(scored.failures, scored.counted)
 
 
@@ -148,19 +168,23 @@ def _refuse_strange(task: str, given: Iterable[str]) -> None:
     """Raise InputError for an option that the task does not have."""
     for option in given:
         if option not in _OPTIONS_OF[task]:
-            tasks = " and ".join(name for name in TASKS if option in _OPTIONS_OF[name])
+            tasks = ", ".join(name for name in TASKS if option in _OPTIONS_OF[name])
             raise InputError(f"{option}: wanted only with --task {tasks}, got it with {task}; leave it out")
 
 
 def _report(task: str, scored: "Scored", json_out: Path | None) -> None:
     left_out = f", {len(scored.unmatched)} {_LEFT_OUT[task]} left out" if scored.unmatched else ""
-    print(f"{scored.figures.to_text(scored.class_names)}\n\n{scored.counted} {_COUNTED[task]}{left_out}")
+    tables = [scored.figures.to_text(scored.class_names)]
+    if scored.calibration is not None:
+        tables.append(scored.calibration.to_text())
+    print("\n\n".join([*tables, f"{scored.counted} {_COUNTED[task]}{left_out}"]))
     if json_out is not None:
         report: dict[str, Any] = {
             "task": task,
             "pairs": scored.counted,
             **scored.settings,
             **scored.figures.to_dict(scored.class_names),
+            **({} if scored.calibration is None else {"calibration": scored.calibration.to_dict()}),
             "failed": [vars(failure) for failure in scored.failures],
             "unmatched": list(scored.unmatched),
         }
@@ -180,6 +204,14 @@ def _draw(scored: "Scored", path: Path) -> None:
 
     assert isinstance(scored.figures, SemanticFigures)
     picture = confusion_picture(scored.figures.confusion, scored.class_names or ())
+    _write(path, lambda partial: picture.save(partial, "PNG"))
+
+
+def _draw_calibration(scored: "Scored", path: Path) -> None:
+    from denselab.metrics.draw import reliability_picture
+
+    assert scored.calibration is not None
+    picture = reliability_picture(scored.calibration)
     _write(path, lambda partial: picture.save(partial, "PNG"))
 
 

@@ -10,6 +10,7 @@ from denselab.drawing import oklab
 from denselab.drawing.canvas import FRAME, INK, PAPER, check_image, font_px, mix, paint
 
 _FEWEST_TICKS = 3
+_ENDS = ("near", "far")
 
 
 def depth_overlay(
@@ -19,11 +20,12 @@ def depth_overlay(
     range_m: tuple[float, float],
     legend: bool = True,
     opacity: float = 0.8,
+    metric: bool = True,
 ) -> Image.Image:
     """`image` uint8 [H, W, 3] under the colours of its depth, with a scale in metres below; unknown stays as it is.
 
     depth_m(rows): metres float32 [rows, W] of some rows of the image, 0 unknown. range_m: the depths of the lightest
-    and the darkest colour.
+    and the darkest colour. metric: False where the depths are in no unit; then the scale says near and far.
     """
     check_image(image, hw)
     table = oklab.colour_map()[::-1]
@@ -33,11 +35,11 @@ def depth_overlay(
         colours = table[_steps(metres, range_m, len(table))]
         return np.where((metres > 0)[:, :, None], mix(image[rows], colours, opacity), image[rows])
 
-    return paint(hw, band, scale_bar(range_m, hw[1], font_px(hw)) if legend else None)
+    return paint(hw, band, scale_bar(range_m, hw[1], font_px(hw), metric) if legend else None)
 
 
-def scale_bar(range_m: tuple[float, float], width_px: int, font_px: int) -> Image.Image:
-    """The colours from near to far, with ticks in metres."""
+def scale_bar(range_m: tuple[float, float], width_px: int, font_px: int, metric: bool = True) -> Image.Image:
+    """The colours from near to far, with ticks in metres, or with those two words where there is no unit."""
     font = ImageFont.load_default(font_px)
     gap_px, bar_px, tick_px = font_px, round(0.9 * font_px), round(0.35 * font_px)
     length_px = max(2, width_px - 2 * gap_px)
@@ -48,9 +50,9 @@ def scale_bar(range_m: tuple[float, float], width_px: int, font_px: int) -> Imag
     panel.paste(Image.fromarray(np.broadcast_to(colours, (bar_px, length_px, 3)).copy()), (gap_px, top))
     draw.rectangle((gap_px, top, gap_px + length_px - 1, top + bar_px - 1), outline=FRAME)
     free = 0.0
-    for metres in ticks(range_m):
-        share = np.log(metres / range_m[0]) / np.log(range_m[1] / range_m[0])
-        text = f"{metres:.3g} m"
+    marks = [(each, f"{each:.3g} m") for each in ticks(range_m)] if metric else zip(range_m, _ENDS, strict=True)
+    for depth, text in marks:
+        share = np.log(depth / range_m[0]) / np.log(range_m[1] / range_m[0])
         half = font.getlength(text) / 2
         at = gap_px + share * (length_px - 1)
         left = min(max(at - half, 2), panel.width - 2 - 2 * half)

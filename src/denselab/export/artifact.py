@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 
 from onnx import ModelProto
 
+from denselab.depth_unit import DepthUnit
 from denselab.errors import InputError
 from denselab.export.examples import Examples
 from denselab.export.graph import ArtifactGraph, to_onnx
@@ -37,9 +38,12 @@ def export_artifact(
 
     info: what the artifact says about itself; its `precision` is made, its `receipt` is filled in. calibration: for
     int8. network_hw: see ArtifactGraph. limits: default Limits.of(precision). say: is told what happens.
+    Relative depth is compared but not scored, for the truth is in metres.
     Raises InputError: unsuitable target, a model that cannot be traced, disagreement, a disk that is full.
     """
     check_target(out, overwrite)
+    if info.depth_unit is not DepthUnit.METRES:
+        parity = replace(parity, truths=None)
     precision = Precision(info.precision)
     graph = ArtifactGraph(model, tasks, network_hw)
     reference = TorchSession(graph)

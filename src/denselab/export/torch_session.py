@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 from denselab._version import __version__
 from denselab.checkpoint import LoadedModel, ModelCard, load_checkpoint
 from denselab.classes import VOID
+from denselab.depth_unit import DepthUnit
 from denselab.export.graph import ArtifactGraph
 from denselab.export.precision import Precision
+from denselab.hub import HUGGING_FACE, KMAX, is_published
+from denselab.hub.kmax import from_kmax
 from denselab.runtime.artifact import ArtifactInfo
 from denselab.runtime.predictor import Predictor
-
-HUB_PREFIX = "hf:"
 
 
 class TorchSession:
@@ -35,18 +36,23 @@ class TorchSession:
 
 
 def open_model(source: str | Path) -> LoadedModel:
-    """A checkpoint's averaged weights, or hf:NAME, a model of the Hugging Face hub or of a folder.
+    """A checkpoint's averaged weights; hf:NAME, a model of the Hugging Face hub or of a folder; or kmax:FILE, a
+    checkpoint of the public kMaX-DeepLab.
 
-    Raises InputError for anything that is neither.
+    Raises InputError for anything that is none of these.
     """
     name = str(source)
-    if not name.startswith(HUB_PREFIX):
+    if not is_published(name):
         return load_checkpoint(source)
-    from denselab.hub.hugging_face import from_hf
+    if name.startswith(KMAX):
+        hub = from_kmax(name.removeprefix(KMAX))
+    else:
+        from denselab.hub.hugging_face import from_hf
 
-    hub = from_hf(name.removeprefix(HUB_PREFIX))
+        hub = from_hf(name.removeprefix(HUGGING_FACE))
     card = ModelCard(hub.tasks[:1], name, {}, hub.classes, hub.train_hw, None, hub.licence)
-    return LoadedModel(hub.model, card, hub.network_hw, hub.note)
+    unit = DepthUnit.RELATIVE if hub.relative_depth else DepthUnit.METRES
+    return LoadedModel(hub.model, card, hub.network_hw, hub.note, unit)
 
 
 def load_predictor(source: str | Path) -> Predictor:
@@ -71,4 +77,5 @@ def describe(loaded: LoadedModel, name: str, precision: Precision = Precision.FP
         score=card.score,
         receipt={},
         denselab_version=__version__,
+        depth_unit=loaded.depth_unit,
     )

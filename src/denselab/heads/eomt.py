@@ -7,6 +7,7 @@ Model, CVPR 2025 (EoMT), section 3.
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +47,9 @@ class EomtHead(nn.Module):
 
     inputs: the patch tokens, and the class token and registers if there are any, as PlainTokens gives them; blocks,
     norm: the rest of that transformer, which this head owns (both from `backbones.plain_tokens.split_transformer`).
+    rope: the rotary embedding of that transformer (`PlainTokens.rope`), if it has one; queries have no place and are
+    not turned, as the class token is not. timm's for DINOv3 makes numbers of the sides of the grid, so that such a
+    model traces at one size only.
     The mask of a query is the dot product of an MLP of it with the patch tokens, which are upscaled to stride 4, and
     always at least once. In training, masks and classes are predicted before each block too; there a query attends,
     among the patches, only to those that its mask of that moment claims, with a probability that `set_progress`
@@ -62,12 +66,18 @@ class EomtHead(nn.Module):
         norm: nn.Module,
         num_classes: int,
         num_queries: int = 200,
+        rope: nn.Module | None = None,
     ) -> None:
         super().__init__()
         width, stride = inputs[0].channels, inputs[0].stride
         upscalings = max(1, round(math.log2(stride)) - 2)
         self.blocks = blocks
         self.norm = norm
+        self.rope: Any = rope
+        if rope is not None:
+            attentions: list[Any] = [block.attn for block in blocks]
+            for attention in attentions:
+                attention.num_prefix_tokens += num_queries
         self.queries = nn.Parameter(torch.randn(num_queries, width))
         self.classify = nn.Linear(width, num_classes + 1)
         self.mask_kernel = nn.Sequential(
@@ -91,13 +101,14 @@ class EomtHead(nn.Module):
         parts = [self.queries.expand(batch, -1, -1)]
         parts += [m.flatten(2).transpose(1, 2) for m in (*maps[1:], maps[0])]
         tokens = torch.cat(parts, dim=1)
+        places = {} if self.rope is None else {"rope": self.rope.get_embed(grid_hw)}
         earlier: list[QueryOutput] = []
         for block, mask_prob in zip(self.blocks, self.mask_probs, strict=True):
             if not self.training:
-                tokens = block(tokens)
+                tokens = block(tokens, **places)
                 continue
             earlier.append(self._predict(tokens, grid_hw))
-            tokens = block(tokens, attn_mask=self._allowed(tokens, earlier[-1], grid_hw, mask_prob))
+            tokens = block(tokens, attn_mask=self._allowed(tokens, earlier[-1], grid_hw, mask_prob), **places)
         return replace(self._predict(tokens, grid_hw), aux=tuple(earlier))
 
     def _predict(self, tokens: Float[Tensor, "B T C"], grid_hw: Sequence[int]) -> QueryOutput:

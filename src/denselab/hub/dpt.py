@@ -14,7 +14,7 @@ from transformers import DepthAnythingForDepthEstimation, DPTForDepthEstimation,
 
 from denselab.errors import InputError
 from denselab.heads.per_pixel import identity_values
-from denselab.hub.parts import HubRecipe, resize, to_map, to_tokens
+from denselab.hub.parts import HubSettings, resize, to_map, to_tokens
 from denselab.model import DensePredictor
 from denselab.pixel_decoders.pass_through import PassThrough
 from denselab.types import FeatureSpec, HeadSpec, MaskNorm, QueryOutput, ValueKind
@@ -33,7 +33,7 @@ class TransformerLayers(nn.Module):
     Position embeddings are resized as transformers does.
     """
 
-    def __init__(self, net: Any, patches: int, recipe: HubRecipe) -> None:
+    def __init__(self, net: Any, patches: int, settings: HubSettings) -> None:
         super().__init__()
         self.net = net
         config = net.config
@@ -44,7 +44,7 @@ class TransformerLayers(nn.Module):
         layers = (FeatureSpec(config.hidden_size, config.patch_size),) * len(self.kept)
         sizes = zip(config.neck_hidden_sizes, _HYBRID_STRIDES, strict=False)
         self.features = (*(FeatureSpec(*each) for each in sizes), *layers) if self.hybrid else layers
-        self.mean, self.std = recipe.mean, recipe.std
+        self.mean, self.std = settings.mean, settings.std
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> tuple[Tensor, ...]:
         height, width = pixels.shape[-2] // self.patch_px, pixels.shape[-1] // self.patch_px
@@ -66,7 +66,7 @@ class Dinov2Layers(nn.Module):
     here they are always resized, to which at that size nothing happens.
     """
 
-    def __init__(self, net: Any, patches: int, recipe: HubRecipe) -> None:
+    def __init__(self, net: Any, patches: int, settings: HubSettings) -> None:
         super().__init__()
         config = net.config
         if config.model_type != "dinov2":
@@ -79,7 +79,7 @@ class Dinov2Layers(nn.Module):
         self.patch_px: int = config.patch_size
         self.size_multiple = patches * self.patch_px
         self.features = (FeatureSpec(config.hidden_size, self.patch_px),) * len(self.kept)
-        self.mean, self.std = recipe.mean, recipe.std
+        self.mean, self.std = settings.mean, settings.std
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> tuple[Tensor, ...]:
         height, width = pixels.shape[-2] // self.patch_px, pixels.shape[-1] // self.patch_px
@@ -107,11 +107,11 @@ class FusionHead(nn.Module):
     """
 
     def __init__(
-        self, neck: Any, head: Any, inputs: tuple[FeatureSpec, ...], num_queries: int, recipe: HubRecipe
+        self, neck: Any, head: Any, inputs: tuple[FeatureSpec, ...], num_queries: int, settings: HubSettings
     ) -> None:
         super().__init__()
         self.neck, self.head = neck, head
-        self.relative_depth = recipe.relative_depth
+        self.relative_depth = settings.relative_depth
         self.patch_px = inputs[-1].stride
         self.num_maps = len(inputs)
         # The finest map of the neck has reassemble_factors[0] cells a patch; fusion and head double that each.
@@ -143,8 +143,8 @@ class DepthAnythingHead(FusionHead):
     They are called one by one, for transformers turns that size into plain integers, which ties a traced model to it.
     """
 
-    def __init__(self, neck: Any, head: Any, inputs: tuple[FeatureSpec, ...], recipe: HubRecipe) -> None:
-        super().__init__(neck, head, inputs, 1, recipe)
+    def __init__(self, neck: Any, head: Any, inputs: tuple[FeatureSpec, ...], settings: HubSettings) -> None:
+        super().__init__(neck, head, inputs, 1, settings)
         self.spec = HeadSpec(1, 1, 1, MaskNorm.SOFTMAX, ValueKind.IDENTITY)
 
     def answer(self, fused: list[Tensor], height: int, width: int) -> Float[Tensor, "B 1 H W"]:
@@ -155,19 +155,21 @@ class DepthAnythingHead(FusionHead):
         return head.activation2(head.conv3(head.activation1(head.conv2(x)))) * head.max_depth
 
 
-def dpt(net: DPTForDepthEstimation | DPTForSemanticSegmentation, recipe: HubRecipe) -> DensePredictor:
+def dpt(net: DPTForDepthEstimation | DPTForSemanticSegmentation, settings: HubSettings) -> DensePredictor:
     """Its weights lie below `backbone.net` (theirs: `dpt` or `backbone`), `head.neck` and `head.head`."""
     other: Any = getattr(net, "backbone", None)
     patches = round(1 / min(1, *net.config.reassemble_factors))  # else the coarsest map, doubled, is too large
-    backbone = TransformerLayers(net.dpt, patches, recipe) if other is None else Dinov2Layers(other, patches, recipe)
+    backbone = (
+        TransformerLayers(net.dpt, patches, settings) if other is None else Dinov2Layers(other, patches, settings)
+    )
     decoder = PassThrough(backbone.features)
     config: Any = net.config
     queries = config.num_labels if isinstance(net, DPTForSemanticSegmentation) else 1
-    return DensePredictor(backbone, decoder, FusionHead(net.neck, net.head, decoder.features, queries, recipe))
+    return DensePredictor(backbone, decoder, FusionHead(net.neck, net.head, decoder.features, queries, settings))
 
 
-def depth_anything(net: DepthAnythingForDepthEstimation, recipe: HubRecipe) -> DensePredictor:
+def depth_anything(net: DepthAnythingForDepthEstimation, settings: HubSettings) -> DensePredictor:
     """Its weights lie below `backbone.net` (theirs: `backbone`), `head.neck` and `head.head`."""
-    backbone = Dinov2Layers(net.backbone, 1, recipe)
+    backbone = Dinov2Layers(net.backbone, 1, settings)
     decoder = PassThrough(backbone.features)
-    return DensePredictor(backbone, decoder, DepthAnythingHead(net.neck, net.head, decoder.features, recipe))
+    return DensePredictor(backbone, decoder, DepthAnythingHead(net.neck, net.head, decoder.features, settings))

@@ -13,7 +13,7 @@ from transformers import EomtForUniversalSegmentation
 
 from denselab.backbones.portable_resize import resize_cubic
 from denselab.errors import InputError
-from denselab.hub.parts import HubRecipe, resize, to_map, to_tokens
+from denselab.hub.parts import HubSettings, resize, to_map, to_tokens
 from denselab.model import DensePredictor
 from denselab.pixel_decoders.pass_through import PassThrough
 from denselab.types import FeatureSpec, HeadSpec, MaskNorm, QueryOutput, ValueKind
@@ -28,13 +28,13 @@ class PlainTransformer(nn.Module):
     The position embeddings are those of one square image; for other sizes they are resized (bicubic, antialiased).
     """
 
-    def __init__(self, embeddings: Any, blocks: nn.ModuleList, recipe: HubRecipe) -> None:
+    def __init__(self, embeddings: Any, blocks: nn.ModuleList, settings: HubSettings) -> None:
         super().__init__()
         self.embeddings = embeddings
         self.blocks = blocks
         self.features = (FeatureSpec(embeddings.config.hidden_size, embeddings.config.patch_size),)
         self.size_multiple = embeddings.config.patch_size
-        self.mean, self.std = recipe.mean, recipe.std
+        self.mean, self.std = settings.mean, settings.std
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> tuple[Tensor, ...]:
         embeddings = self.embeddings
@@ -127,11 +127,11 @@ def masked_blocks(net: EomtForUniversalSegmentation) -> tuple[bool, ...]:
     return tuple(prob == 1 for prob in probs)
 
 
-def eomt(net: EomtForUniversalSegmentation, recipe: HubRecipe) -> DensePredictor:
+def eomt(net: EomtForUniversalSegmentation, settings: HubSettings) -> DensePredictor:
     """Its weights lie below `backbone.embeddings`, `backbone.blocks` (theirs: the first `layers`), `head.blocks` (the
     last), `head.query`, `head.layernorm`, `head.upscale` (`upscale_block`), `head.embed_mask` (`mask_head`) and
     `head.classify` (`class_predictor`).
     """
-    backbone = PlainTransformer(net.embeddings, net.layers[: -net.config.num_blocks], recipe)
+    backbone = PlainTransformer(net.embeddings, net.layers[: -net.config.num_blocks], settings)
     decoder = PassThrough(backbone.features)
-    return DensePredictor(backbone, decoder, QueryBlocksHead(net, decoder.features, recipe.masked_blocks))
+    return DensePredictor(backbone, decoder, QueryBlocksHead(net, decoder.features, settings.masked_blocks))

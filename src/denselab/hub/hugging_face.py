@@ -1,10 +1,8 @@
 """denselab.from_hf: a pretrained model of the Hugging Face hub, or of a folder, as one of ours."""
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +29,15 @@ from transformers.utils.hub import cached_file
 
 from denselab.classes import Classes
 from denselab.errors import InputError
+from denselab.hub.coco_names import COCO_NAMES, COCO_THINGS
 from denselab.hub.dpt import LEAST_INVERSE_DEPTH, depth_anything, dpt
 from denselab.hub.eomt import eomt, masked_blocks
 from denselab.hub.mask2former import mask2former
-from denselab.hub.parts import HubRecipe, Rgb
+from denselab.hub.parts import HubModel, HubSettings, Rgb, thing_ids
 from denselab.hub.segformer import segformer
 from denselab.model import DensePredictor
 
-_FAMILIES: dict[str, tuple[type[PreTrainedModel], Callable[[Any, HubRecipe], DensePredictor]]] = {
+_FAMILIES: dict[str, tuple[type[PreTrainedModel], Callable[[Any, HubSettings], DensePredictor]]] = {
     net.__name__: (net, family)
     for net, family in (
         (SegformerForSemanticSegmentation, segformer),
@@ -51,32 +50,6 @@ _FAMILIES: dict[str, tuple[type[PreTrainedModel], Callable[[Any, HubRecipe], Den
 }
 _REFUSALS = (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError)
 """All ways in which transformers says that it cannot load something."""
-
-COCO_THINGS = 80
-"""Of COCO's 133 panoptic classes the first 80, person to toothbrush, are things."""
-COCO_PANOPTIC = 133
-
-
-@dataclass(frozen=True)
-class HubModel:
-    """A pretrained model in evaluation mode on the CPU, and what it is.
-
-    source: name on the hub or folder. tasks: what it can do, first what it was trained for. classes: None for depth.
-    relative_depth: its depth is known up to the scale and shift of its inverse, and in no unit. train_hw: size of a
-    usual training photo in px, if known. network_hw: size to run at inside an artifact, None where it can run at any.
-    licence: as the hub names it. note: what a user should know. recipe: how to build it again, see `rebuild`.
-    """
-
-    model: DensePredictor
-    source: str
-    tasks: tuple[str, ...]
-    classes: Classes | None
-    relative_depth: bool
-    train_hw: tuple[int, int] | None
-    network_hw: tuple[int, int] | None
-    licence: str
-    note: str
-    recipe: HubRecipe
 
 
 def from_hf(
@@ -111,7 +84,7 @@ def from_hf(
             f"{name}: wanted one of {', '.join(_FAMILIES)}, got the architecture {architecture} "
             f"(model_type {config.model_type}); choose another model"
         )
-    net_class, _ = _FAMILIES[architecture]
+    net_class, family = _FAMILIES[architecture]
     processor = _loaded(
         name,
         "the image processor (preprocessor_config.json), which says how pixels are normalised; "
@@ -123,14 +96,12 @@ def from_hf(
     choices = {"use_safetensors": True, "attn_implementation": "eager", "dtype": torch.float32}
     net, report = _loaded(name, wanted, net_class.from_pretrained, options | choices | {"output_loading_info": True})
     relative = _is_relative(net, metric_depth)
-    recipe = HubRecipe(
-        architecture,
-        json.loads(config.to_json_string()),
+    settings = HubSettings(
         *pixel_statistics(processor),
         relative,
         masked_blocks(net) if isinstance(net, EomtForUniversalSegmentation) else (),
     )
-    model = assemble(net, recipe)
+    model = family(net, settings)
     _check_complete(name, net, model, report["missing_keys"])
     tasks, classes, notes = _meaning(net, task, things)
     if relative:
@@ -153,24 +124,7 @@ def from_hf(
         train_hw if fixed else None,
         _licence(name, options),
         " ".join(notes),
-        recipe,
     )
-
-
-def rebuild(recipe: HubRecipe) -> DensePredictor:
-    """The model of a recipe with new weights; nothing is fetched. Raises InputError for an unknown architecture."""
-    if recipe.architecture not in _FAMILIES:
-        raise InputError(f"recipe: wanted one of {', '.join(_FAMILIES)}, got {recipe.architecture!r}; update denselab")
-    net_class, _ = _FAMILIES[recipe.architecture]
-    config: Any = net_class.config_class
-    described = config.from_dict(dict(recipe.config), attn_implementation="eager")
-    return assemble(net_class(described), recipe)
-
-
-def assemble(net: PreTrainedModel, recipe: HubRecipe) -> DensePredictor:
-    """A network of transformers as backbone, pixel decoder and head, with its own weights."""
-    _, family = _FAMILIES[recipe.architecture]
-    return family(net, recipe)
 
 
 def pixel_statistics(processor: Any) -> tuple[Rgb, Rgb]:
@@ -264,9 +218,9 @@ def _only(only: str, net: PreTrainedModel, task: str | None, things: Sequence[in
 def _meaning_of_masks(
     names: tuple[str, ...], task: str | None, things: Sequence[int | str] | None
 ) -> tuple[tuple[str, ...], Classes, list[str]]:
-    ids = None if things is None else _thing_ids(names, things)
+    ids = None if things is None else thing_ids(names, things)
     is_coco = names[:1] == ("person",) and names[COCO_THINGS - 1 : COCO_THINGS] == ("toothbrush",)
-    if ids is None and is_coco and len(names) in (COCO_THINGS, COCO_PANOPTIC):
+    if ids is None and is_coco and len(names) in (COCO_THINGS, len(COCO_NAMES)):
         ids = tuple(range(COCO_THINGS))
     notes: list[str] = []
     if task is None:
@@ -284,13 +238,6 @@ def _meaning_of_masks(
             return ("panoptic", "semantic"), Classes.named(names, ids), notes
         case _:
             raise InputError(f"task: wanted semantic, instance or panoptic, got {task!r}")
-
-
-def _thing_ids(names: tuple[str, ...], things: Sequence[int | str]) -> tuple[int, ...]:
-    strange = [thing for thing in things if thing not in names and thing not in range(len(names))]
-    if strange:
-        raise InputError(f"things: wanted names or ids of classes (0..{len(names) - 1}), got {strange}; correct them")
-    return tuple(sorted({names.index(thing) if isinstance(thing, str) else thing for thing in things}))
 
 
 def _names(net: PreTrainedModel) -> tuple[str, ...]:

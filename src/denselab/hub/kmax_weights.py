@@ -1,7 +1,8 @@
 """The names of kMaX-DeepLab's published PyTorch weights, and ours.
 
-kmax-deeplab@f8e1d04: kmax_pixel_decoder.py and kmax_transformer_decoder.py. A checkpoint is a dict whose entry
-"model" holds the tensors; "backbone." begins those of the backbone, which are not read here.
+kmax-deeplab@f8e1d04: kmax_pixel_decoder.py and kmax_transformer_decoder.py; @f5a3d9e: backbone/resnet.py and
+convnext.py. A checkpoint is a dict whose entry "model" holds the tensors; see `denselab.hub.kmax`, which reads whole
+ones.
 """
 
 import re
@@ -9,11 +10,29 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from denselab.backbones.corner_grid import CornerGridBackbone
 from denselab.errors import InputError
 from denselab.heads.deeplab_semantic import DeepLabSemantic
 from denselab.heads.kmax import KMaXHead
 from denselab.pixel_decoders.kmax import KMaXPixelDecoder
 
+_RESNET = {
+    "stem.conv1": "net.conv1",
+    "stem.conv1.norm": "net.bn1",
+    **{f"res{stage + 1}": f"net.layer{stage}" for stage in range(1, 5)},
+    **{f"conv{place}.norm": f"bn{place}" for place in range(1, 4)},
+    "shortcut": "downsample.0",
+    "shortcut.norm": "downsample.1",
+}
+_CONVNEXT = {
+    "downsample_layers.0.0": "net.stem_0",
+    "downsample_layers.0.1": "net.stem_1",
+    **{f"downsample_layers.{stage}": f"net.stages_{stage}.downsample" for stage in range(1, 4)},
+    **{f"stages.{stage}": f"net.stages_{stage}.blocks" for stage in range(4)},
+    "dwconv": "conv_dw",
+    "pwconv1": "mlp.fc1",
+    "pwconv2": "mlp.fc2",
+}
 _PIXEL_DECODER = {
     "_in_norms": "input_norms",
     "_stages": "stages",
@@ -84,6 +103,17 @@ _SEMANTIC_PREFIX = "_auxiliary_semantic_predictor."
 _SHOWN = 5
 
 
+def backbone_weights(
+    published: Mapping[str, Tensor], backbone: CornerGridBackbone, prefix: str = "backbone."
+) -> dict[str, Tensor]:
+    """The state of `backbone`, a ResNet or a ConvNeXt, from published tensors whose names begin with `prefix`.
+
+    Raises InputError naming the keys that do not fit.
+    """
+    names = _RESNET if hasattr(backbone.net, "layer1") else _CONVNEXT
+    return _fitted(_below(published, prefix), backbone.state_dict(), names, prefix)
+
+
 def pixel_decoder_weights(
     published: Mapping[str, Tensor], decoder: KMaXPixelDecoder, prefix: str = "sem_seg_head.pixel_decoder."
 ) -> dict[str, Tensor]:
@@ -134,11 +164,17 @@ def _renamed(name: str, names: Mapping[str, str]) -> str:
 def _fitted(
     published: Mapping[str, Tensor], wanted: Mapping[str, Tensor], names: Mapping[str, str], prefix: str
 ) -> dict[str, Tensor]:
-    """Every wanted tensor from the published ones, in our shapes and types."""
+    """Every wanted tensor from the published ones, in our shapes and types.
+
+    Weights converted from TensorFlow do not count the batches that their norms have seen, which nothing here asks for.
+    """
     ours = {_renamed(name, names): (prefix + name, value) for name, value in published.items()}
     problems = [f"{name} is not in the model" for ours_name, (name, _) in ours.items() if ours_name not in wanted]
     state: dict[str, Tensor] = {}
     for name, like in wanted.items():
+        if name not in ours and name.endswith(".num_batches_tracked"):
+            state[name] = like
+            continue
         if name not in ours:
             problems.append(f"{name} of the model is not in the weights")
             continue
@@ -153,6 +189,6 @@ def _fitted(
         raise InputError(
             f"published weights: wanted those of kMaX-DeepLab below {prefix!r} for a model of the same sizes, but "
             f"{'; '.join(problems[:_SHOWN])}{more}; build the model with the sizes of the weights, and Norm.BATCH or "
-            "Norm.FROZEN"
+            "Norm.FROZEN, and give it a whole checkpoint of that project, unchanged"
         )
     return state

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import Mask2FormerForUniversalSegmentation
 
-from denselab.hub.parts import HubRecipe
+from denselab.hub.parts import HubSettings
 from denselab.model import DensePredictor
 from denselab.types import FeatureSpec, HeadSpec, MaskNorm, QueryOutput, ValueKind
 
@@ -17,12 +17,12 @@ from denselab.types import FeatureSpec, HeadSpec, MaskNorm, QueryOutput, ValueKi
 class PyramidBackbone(nn.Module):
     """A backbone of transformers that gives one map per stage."""
 
-    def __init__(self, net: Any, strides: tuple[int, ...], recipe: HubRecipe) -> None:
+    def __init__(self, net: Any, strides: tuple[int, ...], settings: HubSettings) -> None:
         super().__init__()
         self.net = net
         self.features = tuple(FeatureSpec(*each) for each in zip(net.channels, strides, strict=True))
         self.size_multiple = strides[-1]
-        self.mean, self.std = recipe.mean, recipe.std
+        self.mean, self.std = settings.mean, settings.std
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> tuple[Tensor, ...]:
         return tuple(self.net(pixels).feature_maps)
@@ -69,13 +69,13 @@ class MaskedAttentionHead(nn.Module):
         return QueryOutput(masks, self.classify(queries.transpose(0, 1)))
 
 
-def mask2former(net: Mask2FormerForUniversalSegmentation, recipe: HubRecipe) -> DensePredictor:
+def mask2former(net: Mask2FormerForUniversalSegmentation, settings: HubSettings) -> DensePredictor:
     """Its weights lie below `backbone.net` (theirs: `model.pixel_level_module.encoder`), `pixel_decoder.net`
     (`model.pixel_level_module.decoder`), `head.net` (`model.transformer_module`), `head.classify` (`class_predictor`).
     """
     pixel_level: Any = net.model.pixel_level_module
     config: Any = net.config
-    backbone = PyramidBackbone(pixel_level.encoder, tuple(config.feature_strides), recipe)
+    backbone = PyramidBackbone(pixel_level.encoder, tuple(config.feature_strides), settings)
     decoder = DeformablePixelDecoder(pixel_level.decoder, backbone.features)
     transformer = net.model.transformer_module
     head = MaskedAttentionHead(transformer, net.class_predictor, decoder.features, config.num_labels)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import SegformerForSemanticSegmentation, SegformerModel
 
 from denselab.heads.per_pixel import identity_values
-from denselab.hub.parts import HubRecipe
+from denselab.hub.parts import HubSettings
 from denselab.model import DensePredictor
 from denselab.pixel_decoders.pass_through import PassThrough
 from denselab.types import FeatureSpec, HeadSpec, MaskNorm, QueryOutput, ValueKind
@@ -22,13 +22,13 @@ from denselab.types import FeatureSpec, HeadSpec, MaskNorm, QueryOutput, ValueKi
 class MixTransformer(nn.Module):
     """The four stages. Sizes are multiples of each stage's stride times the reduction of its keys (32 px)."""
 
-    def __init__(self, net: SegformerModel, recipe: HubRecipe) -> None:
+    def __init__(self, net: SegformerModel, settings: HubSettings) -> None:
         super().__init__()
         self.net = net
         strides = tuple(accumulate(net.config.strides, mul))
         self.features = tuple(FeatureSpec(*each) for each in zip(net.config.hidden_sizes, strides, strict=True))
         self.size_multiple = math.lcm(*(mul(*each) for each in zip(strides, net.config.sr_ratios, strict=True)))
-        self.mean, self.std = recipe.mean, recipe.std
+        self.mean, self.std = settings.mean, settings.std
         stages: Any = net.stages
         for stage in stages:
             stage.reshape = True  # else the last stage of some checkpoints forgets its height and width
@@ -53,9 +53,9 @@ class AllMlpHead(nn.Module):
         return QueryOutput(logits, identity_values(logits))
 
 
-def segformer(net: SegformerForSemanticSegmentation, recipe: HubRecipe) -> DensePredictor:
+def segformer(net: SegformerForSemanticSegmentation, settings: HubSettings) -> DensePredictor:
     """Its weights lie below `backbone.net` (theirs: `segformer`) and `head.net` (`decode_head`)."""
-    backbone = MixTransformer(net.segformer, recipe)
+    backbone = MixTransformer(net.segformer, settings)
     decoder = PassThrough(backbone.features)
     config: Any = net.config
     return DensePredictor(backbone, decoder, AllMlpHead(net.decode_head, decoder.features, config.num_labels))

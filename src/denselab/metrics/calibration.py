@@ -26,7 +26,8 @@ class CalibrationFigures:
     """Per bin m of confidence (m / M, (m + 1) / M]: pixels, and mean confidence and accuracy, nan where it is empty.
 
     nll: mean -ln of the probability of the true class, never below 1e-12. brier: mean over pixels of the squared
-    distance between the class probabilities and the truth, summed over classes (0..2). nan where nothing was counted.
+    distance between the class probabilities and the truth, summed over classes (0..2). Both are over the pixels of
+    which all class probabilities were given. nan where nothing was counted.
     """
 
     ece: float
@@ -69,7 +70,7 @@ class CalibrationFigures:
 
 
 class CalibrationScore:
-    """Confidence and accuracy of a dataset's pixels: `update` per image, `merge` across processes, `compute`.
+    """Confidence and accuracy of a dataset's pixels: `update` or `update_confidence` per image, `merge`, `compute`.
 
     ignore: truth ids that are not scored.
     """
@@ -81,6 +82,7 @@ class CalibrationScore:
         self.ignore = tuple(sorted(set(ignore))) if isinstance(ignore, Collection) else (ignore,)
         self._pixels, self._hits = np.zeros((2, bins), np.int64)
         self._confidence_sum = np.zeros(bins)
+        self._with_all_probs = 0
         self._nll_sum = self._brier_sum = 0.0
 
     def update(self, class_probs: NDArray[np.floating[Any]], truth_ids: NDArray[np.integer[Any]]) -> None:
@@ -91,8 +93,7 @@ class CalibrationScore:
         if class_probs.ndim != 3 or class_probs.dtype.kind != "f":
             got = f"{class_probs.dtype} {list(class_probs.shape)}"
             raise InputError(f"class_probs: wanted probabilities as floats [K, H, W], got {got}")
-        if truth_ids.ndim != 2 or truth_ids.dtype.kind not in "iu":
-            raise InputError(f"truth: must be integer class ids [H, W], got {truth_ids.dtype} {list(truth_ids.shape)}")
+        _check_ids("truth", truth_ids)
         check_same_size(class_probs.shape[1:], truth_ids.shape)
         known = ~np.isin(truth_ids, self.ignore)
         probs, truth = class_probs[:, known].astype(np.float64), truth_ids[known].astype(np.int64)
@@ -108,16 +109,44 @@ class CalibrationScore:
                 f"class_probs: wanted probabilities that sum to 1 over the classes, got values from {probs.min():g} to "
                 f"{probs.max():g}; take the softmax first"
             )
-        confidence = probs.max(axis=0)
-        hit = probs.argmax(axis=0) == truth
+        self._bin(probs.max(axis=0), probs.argmax(axis=0) == truth)
+        self._with_all_probs += truth.size
+        of_truth = np.take_along_axis(probs, truth[None], axis=0)[0]
+        self._nll_sum -= float(np.log(np.maximum(of_truth, _LEAST_PROB)).sum())
+        self._brier_sum += float(((probs**2).sum(axis=0) - 2 * of_truth + 1).sum())
+
+    def update_confidence(
+        self,
+        confidence: NDArray[np.floating[Any]],
+        pred_ids: NDArray[np.integer[Any]],
+        truth_ids: NDArray[np.integer[Any]],
+    ) -> None:
+        """Count one image of which only the probability of the predicted class is known: all [H, W], 0..1 and ids.
+
+        Raises InputError for other shapes, sizes and types, and for confidences that are no probabilities.
+        """
+        if confidence.ndim != 2 or confidence.dtype.kind != "f":
+            got = f"{confidence.dtype} {list(confidence.shape)}"
+            raise InputError(f"confidence: wanted probabilities as floats [H, W], got {got}")
+        _check_ids("prediction", pred_ids)
+        _check_ids("truth", truth_ids)
+        check_same_size(pred_ids.shape, truth_ids.shape)
+        check_same_size(confidence.shape, truth_ids.shape)
+        known = ~np.isin(truth_ids, self.ignore)
+        sure = confidence[known].astype(np.float64)
+        if not ((sure >= 0) & (sure <= 1)).all():
+            raise InputError(
+                f"confidence: wanted probabilities 0..1, got values from {sure.min():g} to {sure.max():g}; "
+                "give the probability of the predicted class"
+            )
+        self._bin(sure, pred_ids[known] == truth_ids[known])
+
+    def _bin(self, confidence: Floats, hit: NDArray[np.bool_]) -> None:
         # Bins are open below and closed above, as in the paper.
         bin_ids = np.clip(np.ceil(confidence * self.bins).astype(np.int64) - 1, 0, self.bins - 1)
         self._pixels += np.bincount(bin_ids, minlength=self.bins)
         self._hits += np.bincount(bin_ids[hit], minlength=self.bins)
         self._confidence_sum += np.bincount(bin_ids, confidence, self.bins)
-        of_truth = np.take_along_axis(probs, truth[None], axis=0)[0]
-        self._nll_sum -= float(np.log(np.maximum(of_truth, _LEAST_PROB)).sum())
-        self._brier_sum += float(((probs**2).sum(axis=0) - 2 * of_truth + 1).sum())
 
     def merge(self, other: "CalibrationScore") -> None:
         """Add what another score with the same settings has counted."""
@@ -127,20 +156,26 @@ class CalibrationScore:
         self._pixels += other._pixels
         self._hits += other._hits
         self._confidence_sum += other._confidence_sum
+        self._with_all_probs += other._with_all_probs
         self._nll_sum += other._nll_sum
         self._brier_sum += other._brier_sum
 
     def compute(self) -> CalibrationFigures:
         """The figures of everything counted so far."""
-        total = int(self._pixels.sum())
+        total, with_all = int(self._pixels.sum()), self._with_all_probs
         confidence, accuracy = ratio(self._confidence_sum, self._pixels), ratio(self._hits, self._pixels)
         gaps = np.abs(np.nan_to_num(accuracy - confidence))
         return CalibrationFigures(
             ece=float((gaps * self._pixels).sum()) / total if total else math.nan,
             mce=float(gaps.max()) if total else math.nan,
-            nll=self._nll_sum / total if total else math.nan,
-            brier=self._brier_sum / total if total else math.nan,
+            nll=self._nll_sum / with_all if with_all else math.nan,
+            brier=self._brier_sum / with_all if with_all else math.nan,
             confidence=confidence,
             accuracy=accuracy,
             pixels=self._pixels.copy(),
         )
+
+
+def _check_ids(name: str, ids: NDArray[Any]) -> None:
+    if ids.ndim != 2 or ids.dtype.kind not in "iu":
+        raise InputError(f"{name}: must be integer class ids [H, W], got {ids.dtype} {list(ids.shape)}")

@@ -29,12 +29,15 @@ class Align(Enum):
     """What a prediction is fitted to its truth by, image by image, before errors are taken.
 
     NONE: metres are metres. MEDIAN: scaled so that the medians agree (Zhou et al. 2017). SCALE_SHIFT: scale and shift
-    of least squares in metres (affine-invariant depth; MiDaS fits inverse depth instead: invert such maps first).
+    of least squares in metres (affine-invariant depth). INVERSE: predictions are inverse depths, as MiDaS and Depth
+    Anything give them; scale and shift of least squares to the true inverse depths (Ranftl et al. 2020,
+    arXiv:1907.01341, eq. 3), then inverted; what is fitted to 0 or less is infinitely far.
     """
 
     NONE = "none"
     MEDIAN = "median"
     SCALE_SHIFT = "scale_shift"
+    INVERSE = "inverse"
 
 
 @dataclass(frozen=True)
@@ -90,14 +93,22 @@ def align(pred_m: NDArray[np.float64], truth_m: NDArray[np.float64], how: Align)
                 return pred_m
             return pred_m * (np.median(truth_m[usable]) / np.median(pred_m[usable]))
         case Align.SCALE_SHIFT:
-            usable = np.isfinite(pred_m)
-            if not usable.any():
-                return pred_m
-            basis = np.stack((pred_m[usable], np.ones(int(usable.sum()))), axis=1)
-            scale, shift_m = np.linalg.lstsq(basis, truth_m[usable], rcond=None)[0]
-            return scale * pred_m + shift_m
+            return _fitted(pred_m, truth_m)
+        case Align.INVERSE:
+            inverse = _fitted(pred_m, 1 / truth_m)
+            return np.divide(1, inverse, out=np.full_like(inverse, np.inf), where=~(inverse <= 0))
         case _:
             assert_never(how)
+
+
+def _fitted(pred: NDArray[np.float64], truth: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The prediction [N] under the scale and shift of least squares to the truth, over what is finite."""
+    usable = np.isfinite(pred)
+    if not usable.any():
+        return pred
+    basis = np.stack((pred[usable], np.ones(int(usable.sum()))), axis=1)
+    scale, shift = np.linalg.lstsq(basis, truth[usable], rcond=None)[0]
+    return scale * pred + shift
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,16 @@ Lin et al. 2014 (arXiv:1405.0312) and the evaluation of pycocotools: IoU 0.50:0.
 32^2 px, up to 96^2 px and above, 1, 10 and 100 detections per image and class. faster-coco-eval counts; a test holds it
 to pycocotools. The one deviation: an annotation whose id is 0 is an ordinary one here, while pycocotools takes its
 matches for misses.
+
+Boundary AP is the same with min(mask IoU, boundary IoU) as the IoU, the mask's own IoU with crowds (Cheng et al. 2021,
+arXiv:2103.16562, section 6; boundary-iou-api@8006aa9 coco_instance_api/cocoeval.py). A mask's boundary is what lies
+within 2 % of the image diagonal of its edge or of the edge of the image.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -22,6 +27,15 @@ from denselab.segments import Segments
 
 CompressedMask = Mapping[str, Any]
 """COCO's compressed runs: {"size": [H, W], "counts": text}."""
+
+
+class Overlap(Enum):
+    """What the IoU of two instances is taken of, as faster-coco-eval names it."""
+
+    MASK = "segm"
+    BOX = "bbox"
+    BOUNDARY = "boundary"
+
 
 _AREAS = {"all": 0, "small": 1, "medium": 2, "large": 3}
 _DETECTIONS = {1: 0, 10: 1, 100: 2}
@@ -90,13 +104,14 @@ class AveragePrecision:
 
 @dataclass(frozen=True, eq=False)
 class InstanceFigures:
-    """Average precision and recall with the IoU of masks and with that of boxes."""
+    """Average precision and recall with the IoU of masks, of boxes, and of boundaries (None: not counted)."""
 
     mask: AveragePrecision
     box: AveragePrecision
     images: int
     predicted: int
     true: int
+    boundary: AveragePrecision | None = None
 
     @property
     def headline(self) -> Headline:
@@ -105,32 +120,33 @@ class InstanceFigures:
 
     def to_dict(self, class_names: Sequence[str] | None = None) -> dict[str, object]:
         """Every figure as plain data for JSON; nan becomes None."""
-        names = names_or_numbers(class_names, len(self.mask.ap_per_class))
-        classes: list[dict[str, object]] = [
-            {
-                "name": name,
-                "mask_ap": or_none(self.mask.ap_per_class[index]),
-                "mask_ap50": or_none(self.mask.ap50_per_class[index]),
-                "box_ap": or_none(self.box.ap_per_class[index]),
-                "box_ap50": or_none(self.box.ap50_per_class[index]),
-            }
-            for index, name in enumerate(names)
-        ]
+        kinds = self._kinds()
+        classes: list[dict[str, object]] = []
+        for index, name in enumerate(names_or_numbers(class_names, len(self.mask.ap_per_class))):
+            entry: dict[str, object] = {"name": name}
+            for kind, figures in kinds.items():
+                entry[f"{kind}_ap"] = or_none(figures.ap_per_class[index])
+                entry[f"{kind}_ap50"] = or_none(figures.ap50_per_class[index])
+            classes.append(entry)
         counts = {"images": self.images, "predicted": self.predicted, "true": self.true}
-        return {"mask": self.mask.to_dict(), "box": self.box.to_dict(), **counts, "classes": classes}
+        return {**{kind: figures.to_dict() for kind, figures in kinds.items()}, **counts, "classes": classes}
 
     def to_text(self, class_names: Sequence[str] | None = None) -> str:
         """Aligned tables in percent: a line per class, then COCO's twelve figures; "-" where no truth is."""
-        rows = [("class", "mask AP", "mask AP50", "box AP", "box AP50")]
-        columns = [column for kind in (self.mask, self.box) for column in (kind.ap_per_class, kind.ap50_per_class)]
+        kinds = self._kinds()
+        rows = [["class", *(f"{kind} {title}" for kind in kinds for title in ("AP", "AP50"))]]
+        columns = [column for figures in kinds.values() for column in (figures.ap_per_class, figures.ap50_per_class)]
         for index, name in enumerate(names_or_numbers(class_names, len(self.mask.ap_per_class))):
-            mask_ap, mask_ap50, box_ap, box_ap50 = (percent(column[index]) for column in columns)
-            rows.append((name, mask_ap, mask_ap50, box_ap, box_ap50))
-        means = [("", "mask", "box")]
+            rows.append([name, *(percent(column[index]) for column in columns)])
+        means = [["", *kinds]]
         for name, title in _TITLES.items():
-            means.append((title, percent(getattr(self.mask, name)), percent(getattr(self.box, name))))
+            means.append([title, *(percent(getattr(figures, name)) for figures in kinds.values())])
         counts = f"{self.predicted} predicted, {self.true} true instances in {self.images} images"
         return f"{aligned(rows)}\n\n{aligned(means)}\n\n{counts}"
+
+    def _kinds(self) -> dict[str, AveragePrecision]:
+        kinds = {"mask": self.mask, "box": self.box}
+        return kinds if self.boundary is None else {**kinds, "boundary": self.boundary}
 
 
 class InstanceScore:
@@ -138,14 +154,16 @@ class InstanceScore:
 
     Keeps every mask as compressed runs, for precision ranks the detections of all images together. Equal scores rank
     by image_id, then in the order of arrival, so give image ids where images arrive in any order.
+    boundary: also count Boundary AP.
     Raises InputError where the package faster-coco-eval is missing.
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, boundary: bool = False) -> None:
         if num_classes < 1:
             raise InputError(f"num_classes: must be at least 1, got {num_classes}")
         _faster_coco_eval()
         self.num_classes = num_classes
+        self.boundary = boundary
         self._images: list[ImageInstances] = []
 
     def update(
@@ -190,9 +208,10 @@ class InstanceScore:
         self._images.append(image)
 
     def merge(self, other: "InstanceScore") -> None:
-        """Add the images of another score with the same number of classes."""
-        if self.num_classes != other.num_classes:
-            raise InputError(f"merge: scores must agree in num_classes, got {self.num_classes} and {other.num_classes}")
+        """Add the images of another score with the same settings."""
+        mine, theirs = ((s.num_classes, s.boundary) for s in (self, other))
+        if mine != theirs:
+            raise InputError(f"merge: scores must agree in (num_classes, boundary), got {mine} and {theirs}")
         self._images += other._images
 
     def compute(self) -> InstanceFigures:
@@ -200,18 +219,19 @@ class InstanceScore:
         images = sorted(self._images, key=lambda image: image.image_id)
         predicted = sum(len(image.predicted) for image in images)
         true = sum(len(image.true) for image in images)
-        mask, box = (average_precision(images, self.num_classes, by_mask) for by_mask in (True, False))
-        return InstanceFigures(mask, box, len(images), predicted, true)
+        mask, box = (average_precision(images, self.num_classes, by) for by in (Overlap.MASK, Overlap.BOX))
+        boundary = average_precision(images, self.num_classes, Overlap.BOUNDARY) if self.boundary else None
+        return InstanceFigures(mask, box, len(images), predicted, true, boundary)
 
 
-def average_precision(images: Sequence[ImageInstances], num_classes: int, by_mask: bool) -> AveragePrecision:
-    """COCO's figures over images in their order, with the IoU of masks or of boxes."""
+def average_precision(images: Sequence[ImageInstances], num_classes: int, by: Overlap) -> AveragePrecision:
+    """COCO's figures over images in their order, with the IoU of masks, boxes or boundaries."""
     if not any(image.true for image in images):
         nothing = np.full(num_classes, np.nan)
         return AveragePrecision(*[math.nan] * 12, ap_per_class=nothing, ap50_per_class=nothing)
     coco = _faster_coco_eval()
     truth, pred = (_dataset(coco, images, num_classes, predicted) for predicted in (False, True))
-    evaluation = coco.COCOeval_faster(truth, pred, "segm" if by_mask else "bbox", rle_iou_max_workers=1)
+    evaluation = coco.COCOeval_faster(truth, pred, by.value, rle_iou_max_workers=1)
     evaluation.evaluate()
     evaluation.accumulate()
     # [IoU, recall, class, area, detections] and the same without recall; -1 where there is no truth

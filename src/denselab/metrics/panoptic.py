@@ -8,7 +8,7 @@ out at `match_segments`. Boundary PQ follows boundary-iou-api@8006aa9 coco_panop
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,45 +17,32 @@ from denselab.errors import InputError
 from denselab.metrics.boundary import boundary_width_px, inner_boundary
 from denselab.metrics.checks import check_same_size
 from denselab.metrics.headline import Headline
+from denselab.metrics.joint_areas import JointAreas, joint_areas
+from denselab.metrics.parsing_covering import CoveringFigures, CoveringScore
 from denselab.metrics.table import Counts, Floats, aligned, names_or_numbers, or_none, percent, ratio
 from denselab.segments import Segments
-
-JointAreas = dict[tuple[int, int], int]
-"""Pixels by (true id, predicted id)."""
 
 VOID_ID = 0
 _INTERIOR_ID = -1
 
 
-def joint_areas(truth_ids: NDArray[np.int32], pred_ids: NDArray[np.int32]) -> JointAreas:
-    """Pixels of every pair (true id, predicted id) that meets in the id maps [H, W].
-
-    Maps of segments are long runs of one pair, so only the runs are sorted, not the pixels.
-    """
-    truth, pred = truth_ids.ravel(), pred_ids.ravel()
-    changes = np.flatnonzero((truth[1:] != truth[:-1]) | (pred[1:] != pred[:-1])) + 1
-    starts = np.concatenate(([0], changes))
-    lengths = np.diff(starts, append=truth.size)
-    codes = (truth[starts].astype(np.int64) << 32) + pred[starts]
-    _, first, run_pair = np.unique(codes, return_index=True, return_inverse=True)
-    areas = np.bincount(run_pair, lengths).astype(np.int64)
-    pairs = zip(truth[starts[first]].tolist(), pred[starts[first]].tolist(), strict=True)
-    return dict(zip(pairs, areas.tolist(), strict=True))
-
-
 @dataclass(frozen=True, eq=False)
 class SegmentMatches:
     """Counts per class: iou_sum float64 [K] over true positives, and int64 [K] each of true positives, false
-    positives and false negatives. unseen_ids: true segments without pixels, which are among the false negatives."""
+    positives and false negatives. unseen_ids: true segments without pixels, which are among the false negatives;
+    joint: the areas all of it was counted from."""
 
     iou_sum: Floats
     tp: Counts
     fp: Counts
     fn: Counts
     unseen_ids: tuple[int, ...]
+    joint: JointAreas
 
 
-def match_segments(pred: Segments, truth: Segments, num_classes: int, boundary: bool = False) -> SegmentMatches:
+def match_segments(
+    pred: Segments, truth: Segments, num_classes: int, boundary: bool = False, joint: JointAreas | None = None
+) -> SegmentMatches:
     """Match the segments of one image, both in one layer, class ids 0..K-1.
 
     - A predicted and a true segment of one class match when their IoU is above 0.5 (strictly); the union leaves out
@@ -69,11 +56,12 @@ def match_segments(pred: Segments, truth: Segments, num_classes: int, boundary: 
     boundary is what lies within 2 % of the diagonal of its edge, the union again leaves out the predicted boundary on
     void truth, and forgiving goes by whole masks. The reference marks interiors by an id that a real segment may have;
     here they have one of their own.
+    joint: what `joint_areas` gives for the two, where it is known already.
     Raises InputError for other sizes, ids without a segment, predicted segments without pixels, unknown classes.
     """
     truth_ids, pred_ids = _checked_ids(truth, "truth"), _checked_ids(pred, "prediction")
     check_same_size(pred.hw, truth.hw)
-    joint = joint_areas(truth_ids, pred_ids)
+    joint = joint_areas(truth_ids, pred_ids) if joint is None else joint
     truth_classes = _classes(truth, "truth", num_classes, (truth_id for truth_id, _ in joint))
     pred_classes = _classes(pred, "prediction", num_classes, (pred_id for _, pred_id in joint))
     pred_areas = dict.fromkeys(pred_classes, 0)
@@ -111,7 +99,7 @@ def match_segments(pred: Segments, truth: Segments, num_classes: int, boundary: 
         forgiven = joint.get((VOID_ID, pred_id), 0) + joint.get((forgiving.get(class_id, _INTERIOR_ID), pred_id), 0)
         fp[class_id] += pred_id not in matched_pred and forgiven / pred_areas[pred_id] <= 0.5
     unseen_ids = tuple(sorted(truth_classes.keys() - {truth_id for truth_id, _ in joint}))
-    return SegmentMatches(iou_sum, tp, fp, fn, unseen_ids)
+    return SegmentMatches(iou_sum, tp, fp, fn, unseen_ids, joint)
 
 
 @dataclass(frozen=True)
@@ -129,7 +117,7 @@ class PanopticFigures:
     """Qualities in 0..1, over all classes, things and stuff, and per class [K]: pq, sq, rq (nan where a class is in
     neither truth nor prediction) and the counts.
 
-    boundary: the same with min(mask IoU, boundary IoU), or None where it was not counted.
+    boundary: the same with min(mask IoU, boundary IoU); covering: Parsing Covering; None where they were not counted.
     """
 
     all: Quality
@@ -143,6 +131,7 @@ class PanopticFigures:
     fp: Counts
     fn: Counts
     boundary: "PanopticFigures | None" = None
+    covering: CoveringFigures | None = None
 
     @property
     def headline(self) -> Headline:
@@ -170,32 +159,44 @@ class PanopticFigures:
                 for index, name in enumerate(names)
             ],
         }
-        return data if self.boundary is None else {**data, "boundary": self.boundary.to_dict(names)}
+        if self.boundary is not None:
+            data["boundary"] = self.boundary.to_dict(names)
+        if self.covering is not None:
+            data["parsing_covering"] = self.covering.to_dict(names)
+        return data
 
     def to_text(self, class_names: Sequence[str] | None = None) -> str:
         """Aligned tables: a line per class in percent with its counts, then the means; "-" for an absent class."""
-        kinds = [("mask", self)] if self.boundary is None else [("mask", self), ("boundary", self.boundary)]
-        titles = [f"boundary {title}" if kind == "boundary" else title for kind, _ in kinds for title in _TITLES]
+        parts = [self] if self.boundary is None else [self, self.boundary]
+        titles = [*_TITLES, *(f"boundary {title}" for title in _TITLES)][: 3 * len(parts)]
+        columns = [values for part in parts for values in (part.pq, part.sq, part.rq)]
+        groups = {title: [getattr(part, title) for part in parts] for title in ("all", "things", "stuff")}
+        means = {title: [v for q in qualities for v in (q.pq, q.sq, q.rq)] for title, qualities in groups.items()}
+        if (covering := self.covering) is not None:
+            titles.append("PC")
+            columns.append(covering.covering)
+            for title, mean in (("all", covering.pc), ("things", covering.things_pc), ("stuff", covering.stuff_pc)):
+                means[title].append(mean)
         rows = [["class", *titles, "TP", "FP", "FN"]]
         for index, name in enumerate(names_or_numbers(class_names, len(self.pq))):
-            shares = [percent(values[index]) for _, f in kinds for values in (f.pq, f.sq, f.rq)]
-            rows.append([name, *shares, *(str(counts[index]) for counts in (self.tp, self.fp, self.fn))])
-        means = [["mean", *titles, "classes"]]
-        for title in ("all", "things", "stuff"):
-            qualities: list[Quality] = [getattr(figures, title) for _, figures in kinds]
-            shares = [percent(value) for q in qualities for value in (q.pq, q.sq, q.rq)]
-            means.append([title, *shares, str(qualities[0].classes)])
-        return f"{aligned(rows)}\n\n{aligned(means)}"
+            counts = (str(values[index]) for values in (self.tp, self.fp, self.fn))
+            rows.append([name, *(percent(column[index]) for column in columns), *counts])
+        totals = [["mean", *titles, "classes"]]
+        for title, values in means.items():
+            totals.append([title, *map(percent, values), str(groups[title][0].classes)])
+        return f"{aligned(rows)}\n\n{aligned(totals)}"
 
 
 class PanopticScore:
     """Matches of a dataset: `update` per image, `merge` across processes, `compute` the figures.
 
     things: ids of the classes whose objects are told apart; they only choose the classes of two of the means.
-    boundary: also count Boundary PQ, which takes several times as long.
+    boundary: also count Boundary PQ, which takes several times as long. covering: also count Parsing Covering.
     """
 
-    def __init__(self, num_classes: int, things: Sequence[int] = (), boundary: bool = False) -> None:
+    def __init__(
+        self, num_classes: int, things: Sequence[int] = (), boundary: bool = False, covering: bool = False
+    ) -> None:
         if num_classes < 1:
             raise InputError(f"num_classes: must be at least 1, got {num_classes}")
         strange = [index for index in things if not 0 <= index < num_classes]
@@ -206,33 +207,40 @@ class PanopticScore:
         self.boundary = boundary
         self._iou_sum = np.zeros((1 + boundary, num_classes))
         self._counts = np.zeros((1 + boundary, 3, num_classes), np.int64)
+        self._covering = CoveringScore(num_classes, things) if covering else None
 
-    def update(self, pred: Segments, truth: Segments) -> None:
-        """Count one image; see `match_segments` for the rules and what is refused."""
-        boundary = match_segments(pred, truth, self.num_classes, boundary=True) if self.boundary else None
-        self.add(match_segments(pred, truth, self.num_classes), boundary)
-
-    def add(self, matches: SegmentMatches, boundary: SegmentMatches | None = None) -> None:
-        """Count the matches of one image, with those by boundary if this score counts them."""
-        for kind, counted in enumerate((matches, boundary)[: 1 + self.boundary]):
-            if counted is not None:
-                self._iou_sum[kind] += counted.iou_sum
-                self._counts[kind] += (counted.tp, counted.fp, counted.fn)
+    def update(self, pred: Segments, truth: Segments) -> SegmentMatches:
+        """Count one image and return its matches; see `match_segments` for the rules and what is refused."""
+        matches = match_segments(pred, truth, self.num_classes)
+        kinds = [matches]
+        if self.boundary:
+            kinds.append(match_segments(pred, truth, self.num_classes, boundary=True, joint=matches.joint))
+        for kind, counted in enumerate(kinds):
+            self._iou_sum[kind] += counted.iou_sum
+            self._counts[kind] += (counted.tp, counted.fp, counted.fn)
+        if self._covering is not None:
+            self._covering.update(pred, truth, matches.joint)
+        return matches
 
     def merge(self, other: "PanopticScore") -> None:
         """Add what another score with the same settings has counted."""
-        mine, theirs = ((s.num_classes, s.things, s.boundary) for s in (self, other))
+        mine, theirs = ((s.num_classes, s.things, s.boundary, s._covering is not None) for s in (self, other))
         if mine != theirs:
-            raise InputError(f"merge: scores must agree in (num_classes, things, boundary), got {mine} and {theirs}")
+            raise InputError(
+                f"merge: scores must agree in (num_classes, things, boundary, covering), got {mine} and {theirs}"
+            )
         self._iou_sum += other._iou_sum
         self._counts += other._counts
+        if self._covering is not None and other._covering is not None:
+            self._covering.merge(other._covering)
 
     def compute(self) -> PanopticFigures:
         """The figures of everything counted so far."""
         boundary = self._figures(1) if self.boundary else None
-        return self._figures(0, boundary)
+        covering = None if self._covering is None else self._covering.compute()
+        return replace(self._figures(0), boundary=boundary, covering=covering)
 
-    def _figures(self, kind: int, boundary: PanopticFigures | None = None) -> PanopticFigures:
+    def _figures(self, kind: int) -> PanopticFigures:
         iou_sum, (tp, fp, fn) = self._iou_sum[kind].copy(), self._counts[kind].copy()
         seen = tp + 0.5 * fp + 0.5 * fn
         pq, rq = ratio(iou_sum, seen), ratio(tp, seen)
@@ -245,9 +253,7 @@ class PanopticScore:
             return Quality(*means, classes=int(chosen.sum()))
 
         every = np.ones_like(is_thing)
-        return PanopticFigures(
-            mean(every), mean(is_thing), mean(~is_thing), is_thing, pq, sq, rq, tp, fp, fn, boundary
-        )  # fmt: skip
+        return PanopticFigures(mean(every), mean(is_thing), mean(~is_thing), is_thing, pq, sq, rq, tp, fp, fn)
 
 
 _TITLES = ("PQ", "SQ", "RQ")

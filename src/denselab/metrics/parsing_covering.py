@@ -15,14 +15,17 @@ from numpy.typing import NDArray
 from denselab.errors import InputError
 from denselab.metrics.checks import check_same_size
 from denselab.metrics.headline import Headline
-from denselab.metrics.panoptic import joint_areas
+from denselab.metrics.joint_areas import JointAreas, joint_areas
 from denselab.metrics.table import Floats, aligned, mean_of_known, names_or_numbers, or_none, percent, ratio
 from denselab.segments import Segments
 
 
-def coverings(pred: Segments, truth: Segments, num_classes: int) -> tuple[Floats, Floats]:
+def coverings(
+    pred: Segments, truth: Segments, num_classes: int, joint: JointAreas | None = None
+) -> tuple[Floats, Floats]:
     """Numerator and denominator of Cov_c, float64 [K] each, for one image; both in one layer, class ids 0..K-1.
 
+    joint: what `joint_areas` gives for the two, where it is known already.
     Raises InputError for several layers, other sizes and unknown classes.
     """
     for name, segments in (("prediction", pred), ("truth", truth)):
@@ -33,9 +36,8 @@ def coverings(pred: Segments, truth: Segments, num_classes: int) -> tuple[Floats
     check_same_size(pred.hw, truth.hw)
     truth_classes = {segment.id: segment.class_id for segment in truth.segments if not segment.is_crowd}
     pred_classes = {segment.id: segment.class_id for segment in pred.segments}
-    joint = {
-        pair: area for pair, area in joint_areas(truth.layers[0], pred.layers[0]).items() if pair[0] in truth_classes
-    }
+    joint = joint_areas(truth.layers[0], pred.layers[0]) if joint is None else joint
+    joint = {pair: area for pair, area in joint.items() if pair[0] in truth_classes}
     truth_areas = dict.fromkeys(truth_classes, 0)
     pred_areas: dict[int, int] = {}
     for (truth_id, pred_id), overlap in joint.items():
@@ -100,9 +102,9 @@ class CoveringScore:
         self.things = tuple(sorted(set(things)))
         self._covered, self._total = np.zeros((2, num_classes))
 
-    def update(self, pred: Segments, truth: Segments) -> None:
-        """Count one image; raises InputError as `coverings` does."""
-        covered, total = coverings(pred, truth, self.num_classes)
+    def update(self, pred: Segments, truth: Segments, joint: JointAreas | None = None) -> None:
+        """Count one image; takes and raises what `coverings` does."""
+        covered, total = coverings(pred, truth, self.num_classes, joint)
         self._covered += covered
         self._total += total
 

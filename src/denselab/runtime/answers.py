@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from denselab.classes import VOID, Classes
+from denselab.depth_unit import DepthUnit
 from denselab.errors import InputError
 from denselab.results import DepthMap, InstanceSet, NormalMap, PanopticMap, Result, SemanticMap
 from denselab.results.enlarge import nearest
@@ -34,7 +35,8 @@ def outputs_of(task: str) -> tuple[str, ...]:
     semantic: class_ids uint8 [H, W]. panoptic: panoptic_ids int32 [H, W], 0 void and n for slot n - 1,
     segment_classes int32 [S] and segment_scores float32 [S] of the slots. instance: instance_masks uint8 [N, H, W] of
     0 and 1, instance_classes int32 [N], instance_scores float32 [N], 0 for unused slots. depth: depth_m float32 [H, W],
-    metres. normals: normals float32 [3, H, W], unit, x right, y down, z forward.
+    metres, unless the artifact says that they are relative. normals: normals float32 [3, H, W], unit, x right, y down,
+    z forward.
     """
     return _OUTPUTS[task]
 
@@ -48,6 +50,7 @@ def to_result(
     void: int = VOID,
     model: str = "",
     min_score: float = 0.0,
+    depth_unit: DepthUnit = DepthUnit.METRES,
 ) -> Result:
     """What the answers say of one task, at source_hw; at their own size if not given.
 
@@ -62,7 +65,7 @@ def to_result(
     match task, classes:
         case "depth", _:
             depth_m = answers["depth_m"].astype(np.float32, copy=False)
-            return DepthMap(depth_m, ~(depth_m <= 0), model, source_hw=source_hw)
+            return DepthMap(depth_m, ~(depth_m <= 0), model, source_hw=source_hw, unit=depth_unit)
         case "normals", _:
             return NormalMap(_unit(answers["normals"]), model, source_hw=source_hw)
         case "semantic", Classes():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from denselab.classes import Classes
+from denselab.depth_unit import DepthUnit
 from denselab.errors import InputError
 
 FORMAT_VERSION = 2
@@ -27,7 +28,7 @@ class ArtifactInfo:
 
     tasks: some of TASKS, all answered in one run. classes: None where none of the tasks has any. size_multiple: tiles
     start on multiples of this, in px; train_hw: height and width the model was trained for, in px; score: figures and
-    the data they were measured on; receipt: what the export checked and measured.
+    the data they were measured on; receipt: what the export checked and measured; depth_unit: of the task depth.
     """
 
     tasks: tuple[str, ...]
@@ -41,6 +42,7 @@ class ArtifactInfo:
     score: Mapping[str, Any] | None
     receipt: Mapping[str, Any]
     denselab_version: str
+    depth_unit: DepthUnit = DepthUnit.METRES
 
     @property
     def task(self) -> str:
@@ -55,6 +57,7 @@ class ArtifactInfo:
             "tasks": list(self.tasks),
             "classes": None if self.classes is None else self.classes.to_dict(),
             "train_hw": None if self.train_hw is None else list(self.train_hw),
+            "depth_unit": self.depth_unit.value if "depth" in self.tasks else None,
         }
 
     @classmethod
@@ -85,6 +88,7 @@ class ArtifactInfo:
                 score=None if data["score"] is None else dict(data["score"]),
                 receipt=dict(data["receipt"]),
                 denselab_version=str(data["denselab_version"]),
+                depth_unit=DepthUnit(data.get("depth_unit") or DepthUnit.METRES),
             )
         except InputError:
             raise

@@ -88,7 +88,16 @@ class Predictor:
         least = self.min_score if min_score is None else min_score
         info = self.info
         return {
-            task: to_result(task, answers, info.classes, source_hw, void=info.void, model=info.name, min_score=least)
+            task: to_result(
+                task,
+                answers,
+                info.classes,
+                source_hw,
+                void=info.void,
+                model=info.name,
+                min_score=least,
+                depth_unit=info.depth_unit,
+            )
             for task in info.tasks
         }
 

@@ -17,8 +17,8 @@ DEPTHS = FileKind("depth maps (16-bit PNG, .npy or .npz)", "depth", (".png", *FL
 @dataclass(frozen=True)
 class DepthScale:
     """What stored numbers mean. true_m: metres per unit of integers, floats are metres; pred_m: metres per unit of the
-    predictions, whatever they are stored as, or None for the same as the truth; invalid: stored true values that are
-    unknown besides 0."""
+    predictions, whatever they are stored as, or None for the same as the truth (of inverse depths, which are in no
+    unit: as stored); invalid: stored true values that are unknown besides 0."""
 
     true_m: float | None = None
     pred_m: float | None = None
@@ -60,10 +60,11 @@ def score_depth(
 
 def _count(pair: FilePair, scale: DepthScale, min_m: float, max_m: float, how: Align) -> DepthScore | str:
     counted = DepthScore(min_m, max_m, how)
-    integer_m, float_m = (scale.true_m, 1.0) if scale.pred_m is None else (scale.pred_m, scale.pred_m)
+    pred_m = 1.0 if scale.pred_m is None and how is Align.INVERSE else scale.pred_m
+    integer_m, float_m = (scale.true_m, 1.0) if pred_m is None else (pred_m, pred_m)
     try:
-        pred_m = read_depth(pair.pred, integer_m, float_m)
-        counted.update(pred_m, read_depth(pair.truth, scale.true_m, invalid=scale.invalid))
+        pred = read_depth(pair.pred, integer_m, float_m)
+        counted.update(pred, read_depth(pair.truth, scale.true_m, invalid=scale.invalid))
     except InputError as error:
         return str(error)
     return counted

@@ -50,7 +50,7 @@ def match_folders(pred: Path, gt: Path, kind: FileKind, allow_missing: bool) -> 
     Raises InputError for missing and empty folders, where nothing matches, and for files without a partner unless they
     are allowed.
     """
-    preds, truths = _files("--pred", pred, kind), _files("--gt", gt, kind)
+    preds, truths = find_files("--pred", pred, kind), find_files("--gt", gt, kind)
     pairs = [FilePair(name, preds[name], truths[name]) for name in truths if name in preds]
     unmatched = [str(truths[name]) for name in truths if name not in preds]
     unmatched += [str(preds[name]) for name in preds if name not in truths]
@@ -73,8 +73,8 @@ def refuse_unmatched(what: str, unmatched: Sequence[str], allow_missing: bool) -
         )
 
 
-def _files(option: str, folder: Path, kind: FileKind) -> dict[str, Path]:
-    """Files of the kind below a folder by relative stem."""
+def find_files(option: str, folder: Path, kind: FileKind) -> dict[str, Path]:
+    """Files of the kind below a folder by relative stem. Raises InputError for missing and empty folders."""
     if not folder.is_dir():
         raise InputError(f"{option}: wanted a folder of {kind.what}, got {folder}, which is no folder; check the path")
     found: dict[str, Path] = {}

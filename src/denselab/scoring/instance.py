@@ -33,8 +33,8 @@ from denselab.scoring.folders import refuse_unmatched
 Hw = tuple[int, int]
 
 
-def score_instance(pred: Path, gt: Path, allow_missing: bool) -> Scored:
-    """Average precision of a COCO result list; the classes are the categories of the truth.
+def score_instance(pred: Path, gt: Path, allow_missing: bool, boundary: bool = False) -> Scored:
+    """Average precision of a COCO result list, with `boundary` of boundaries too; the classes are those of the truth.
 
     As in pycocotools: an image without results is one where nothing was found; true areas and boxes are those of the
     file; and if the first result has a box, areas and boxes of all predictions are those of their boxes, else those of
@@ -44,7 +44,7 @@ def score_instance(pred: Path, gt: Path, allow_missing: bool) -> Scored:
     truth = read_json("--gt", gt)
     categories = read_categories("--gt", gt, truth)
     classes = categories.classes()
-    score = InstanceScore(len(categories.ids))
+    score = InstanceScore(len(categories.ids), boundary)
 
     def image(entry: Mapping[str, Any]) -> tuple[Key, Hw]:
         return entry["id"], (int(entry["height"]), int(entry["width"]))

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from denselab.errors import InputError
-from denselab.metrics.panoptic import PanopticScore, match_segments
+from denselab.metrics.panoptic import PanopticScore
 from denselab.scoring.coco_files import Categories, PanopticImage, check_same_categories, read_categories, read_json
 from denselab.scoring.coco_files import read_panoptic as read_images
 from denselab.scoring.count import Scored, Track, count
@@ -30,7 +30,7 @@ class PanopticFiles:
 def score_panoptic(
     pred: PanopticFiles, gt: PanopticFiles, boundary: bool, jobs: int, allow_missing: bool, track: Track
 ) -> Scored:
-    """Panoptic quality over two COCO panoptic files; the classes are the categories of the truth.
+    """Panoptic quality and Parsing Covering over two COCO panoptic files; the classes are the categories of the truth.
 
     Areas are those of the pixels; panopticapi takes a true segment's from the JSON, which says the same in whole files.
     Raises InputError for files that are no such files, for other categories, and for images without a partner unless
@@ -48,7 +48,7 @@ def score_panoptic(
     pairs = [(preds[image_id], truth) for image_id, truth in truths.items() if image_id in preds]
     if not pairs:
         raise InputError(f"--pred: {pred.json}: wanted predictions for the images of {gt.json}, got none for any")
-    total = PanopticScore(len(categories.ids), categories.things, boundary)
+    total = PanopticScore(len(categories.ids), categories.things, boundary, covering=True)
     counting = partial(_count, categories=categories, boundary=boundary)
     named = [(f"image {truth.image_id}", (pred, truth)) for pred, truth in pairs]
     failures = count(named, counting, total, jobs, track)
@@ -57,20 +57,18 @@ def score_panoptic(
 
 def _count(pair: tuple[PanopticImage, PanopticImage], categories: Categories, boundary: bool) -> PanopticScore | str:
     pred_image, truth_image = pair
-    num_classes = len(categories.ids)
-    counted = PanopticScore(num_classes, categories.things, boundary)
+    counted = PanopticScore(len(categories.ids), categories.things, boundary, covering=True)
     try:
         pred, truth = (_segments(image, categories) for image in pair)
     except InputError as error:
         return str(error)
     try:
-        matches = match_segments(pred, truth, num_classes)
+        matches = counted.update(pred, truth)
         if matches.unseen_ids:
             raise InputError(
                 f"truth: wanted pixels of every segment, got none of {', '.join(map(str, matches.unseen_ids[:8]))}; "
                 "remove those segments from the JSON"
             )
-        counted.add(matches, match_segments(pred, truth, num_classes, boundary=True) if boundary else None)
     except InputError as error:
         return f"{error} (prediction: {pred_image.png}, truth: {truth_image.png})"
     return counted

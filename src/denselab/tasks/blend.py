@@ -1,5 +1,6 @@
 """What the masks of a QueryOutput say, pixel by pixel."""
 
+from collections.abc import Callable
 from typing import assert_never
 
 import torch
@@ -71,5 +72,37 @@ def chosen_probs(
             others = (mask_logits - 1e4 * taken).logsumexp(dim=1, keepdim=True)
             every = at_source(torch.cat([chosen, others], dim=1), spec.mask_stride, size_hw, network_hw)
             return every.softmax(dim=1)[:, :-1]
+        case _:
+            assert_never(spec.mask_norm)
+
+
+def prober(
+    mask_logits: Float[Tensor, "B Q h w"],
+    spec: HeadSpec,
+    size_hw: tuple[int, int],
+    network_hw: tuple[int, int] | None = None,
+    at_once: int = 4,
+) -> Callable[[Int[Tensor, "B N"]], Float[Tensor, "B N H W"]]:
+    """A function from queries, of which some may be named twice, to their mask probabilities at the size of the input.
+
+    To be asked of a few queries at a time, so that memory does not grow with their number. Where masks compete over
+    queries, all of them are upsampled once before, `at_once` at a time, for the sum that each is a share of.
+    """
+
+    def upsampled(logits: Float[Tensor, "B N h w"]) -> Float[Tensor, "B N H W"]:
+        return at_source(logits, spec.mask_stride, size_hw, network_hw)
+
+    def chosen(slots: Int[Tensor, "B N"]) -> Float[Tensor, "B N H W"]:
+        return upsampled(mask_logits.gather(1, slots[..., None, None].expand(-1, -1, *mask_logits.shape[-2:])))
+
+    match spec.mask_norm:
+        case MaskNorm.SIGMOID:
+            return lambda slots: chosen(slots).sigmoid()
+        case MaskNorm.SOFTMAX:
+            first, *others = mask_logits.split(at_once, dim=1)
+            log_sum = upsampled(first).logsumexp(dim=1, keepdim=True)
+            for some in others:
+                log_sum = torch.logaddexp(log_sum, upsampled(some).logsumexp(dim=1, keepdim=True))
+            return lambda slots: (chosen(slots) - log_sum).exp()
         case _:
             assert_never(spec.mask_norm)

@@ -67,7 +67,7 @@ class FitOptions:
     model: Annotated[str, About("Architecture (denselab catalog lists them).")] = "deeplabv3plus"
     backbone: Annotated[str | None, About("Backbone: a timm model.", unset="the model's own")] = None
     pretrained: Annotated[bool, About("Start from timm's pretrained backbone.")] = False
-    start: Annotated[str | None, About("Start from the weights of this checkpoint, or of street (built in).")] = None
+    start: Annotated[str | None, About("Start from the weights of FILE.ckpt, hf:NAME, kmax:FILE or street.")] = None
     output_stride: Annotated[int | None, About("Stride of the coarsest map, if the model has a choice.", 1)] = None
     width: Annotated[int | None, About("Channels of decoder and head, if the model has a choice.", 8)] = None
     queries: Annotated[int | None, About("Masks that the head predicts, if the model has a choice.", 1)] = None

@@ -11,8 +11,8 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from denselab._packaged import PACKAGED
-from denselab.checkpoint import load_checkpoint
 from denselab.errors import InputError
+from denselab.export.torch_session import open_model
 from denselab.model import Model
 
 _GRAPH_PREFIX = "model."
@@ -21,15 +21,15 @@ _GRAPH_PREFIX = "model."
 def start_from(model: Model, source: str, pixels: Tensor) -> str:
     """Copy every weight that fits by name and shape into the model; the rest stays as it is. Returns what was done.
 
-    source: a checkpoint of ours, or the name of a built-in model. pixels: [B, 3, H, W] in [0, 1], training images on
-    which batch norms that were folded away are measured anew.
+    source: the name of a built-in model, or what `open_model` takes: a checkpoint or a published model.
+    pixels: [B, 3, H, W] in [0, 1], training images on which batch norms that were folded away are measured anew.
     Raises InputError where nothing fits.
     """
     if source in PACKAGED:
         tensors = folded_convolutions(PACKAGED[source])
         taken = _unfold(model, tensors, pixels)
     else:
-        tensors = load_checkpoint(Path(source)).model.state_dict()
+        tensors = open_model(source).model.state_dict()
         own = model.state_dict()
         taken = {name: tensor for name, tensor in tensors.items() if name in own and own[name].shape == tensor.shape}
         model.load_state_dict(taken, strict=False)
