@@ -78,7 +78,7 @@ CASES: dict[str, Case] = {
     "dpt": Case(lambda: zoo.dpt(DEPTH, "small", width=16), ("depth",)),
     "dpt of normals": Case(lambda: zoo.dpt(NormalValues(), "test_vit", width=16), ("normals",)),
     "masks as instances": Case(lambda: zoo.mask2former(CLASSES + 1, "small", width=32, queries=8), ("instance",)),
-    "centres as instances": Case(lambda: zoo.panoptic_deeplab(CLASSES + 1, "small", width=16), ("instance",)),
+    "street_objects": Case(lambda: zoo.street_objects(CLASSES + 1), ("instance",)),
     "several tasks": Case(
         lambda: zoo.dpt({"semantic": OF_CLASSES, "depth": DEPTH, "normals": NormalValues()}, "small", width=16),
         ("semantic", "depth", "normals"),
