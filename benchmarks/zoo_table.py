@@ -76,7 +76,7 @@ def measure(name: str, threads: int, folder: Path) -> Row:
     task_name = next(task for task in PREFERRED if task in zoo.MODELS[name].tasks)
     choices = CHOICES.get(name, {})
     torch.manual_seed(0)
-    model = zoo.build(name, (task_name,), len(NAMED), choices)
+    model = zoo.build(name, (task_name,), len(NAMED), choices).requires_grad_(False)
     settle(model)
     path, task = folder / f"{name}.onnx", task_of(task_name)
     graph, export_cpu_s = export(model, task, path)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """One published system.
+    """One published system. id: N... where the numbered list of systems does not name it.
 
     model, backbone, task: what `denselab fit --task TASK --model MODEL --backbone BACKBONE` takes. test: the test that
     shows it works. options: what more it takes.
@@ -62,6 +62,26 @@ ROWS = (
         "panoptic_deeplab",
         "resnet50",
         "tests/test_panoptic_deeplab.py",
+        _SEGMENT,
+    ),
+    Row(
+        "N001",
+        "Mask2Former (masked attention)",
+        "Cheng et al. 2022",
+        "head",
+        "mask2former",
+        "resnet50",
+        "tests/test_heads_masked_attention.py",
+        _SEGMENT,
+    ),
+    Row(
+        "N002",
+        "EoMT",
+        "Kerssies et al. 2025",
+        "head",
+        "eomt",
+        "vit_small_patch16_224",
+        "tests/test_heads_eomt.py",
         _SEGMENT,
     ),
     Row("R036", "SegNet", "Badrinarayanan et al. 2017", "head", "segnet", "vgg16_bn", _DECODERS),
