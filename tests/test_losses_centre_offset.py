@@ -17,6 +17,7 @@ from denselab.losses.centre_offset import (
     centre_targets,
     small_thing_weights,
 )
+from denselab.losses.pixel import LossWeights, dice
 from denselab.types import HeadSpec, MaskNorm, QueryOutput, SegmentTargets, ValueKind
 
 THINGS = (1, 2)
@@ -95,6 +96,15 @@ def test_no_thing_and_empty_masks() -> None:
         assert heat.shape == inside.shape == (2, 2)
         assert offsets_px.shape == (2, 2, 2)
         assert heat.sum() == inside.sum() == 0
+
+
+def test_another_loss_of_classes_takes_the_place_of_the_published() -> None:
+    output, spec, segments, class_ids = sample()
+    chosen = LossWeights(cross_entropy=1, dice=0.5)
+    _, parts = centre_offset_loss(output, spec, segments, class_ids, THINGS, class_loss=chosen)
+    logits = F.interpolate(output.mask_logits.detach()[:, :3], scale_factor=2, mode="bilinear")[:, :, :9, :14]
+    wanted = F.cross_entropy(logits, class_ids, ignore_index=255) + 0.5 * dice(logits, class_ids)
+    assert parts["semantic"].item() == pytest.approx(wanted.item())
 
 
 def test_hard_pixels_worked_by_hand() -> None:

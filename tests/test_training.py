@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from torch import nn
 
 from denselab.checkpoint import KEY, ModelCard, load_checkpoint, save_atomically
 from denselab.classes import STREET
+from denselab.data.scenes import write_scenes
 from denselab.errors import InputError
 from denselab.evaluate import Evaluation
-from denselab.training import callbacks
 from denselab.training.ema import AveragedModel
 from denselab.training.fit import fit
 from denselab.training.module import DenseModule, learning_rate
@@ -167,15 +168,15 @@ def test_resume_of_a_finished_run_can_go_on_longer(
     assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == 4
 
 
-def test_time_ends_a_run_without_epochs(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter(range(0, 10_000, 2))
-    monkeypatch.setattr(callbacks.time, "monotonic", lambda: float(next(clock)))
-    evaluation = fit(tiny_options(tiny, tmp_path / "run", epochs=None, max_time="00:00:20"))
+def test_time_ends_a_run_without_epochs(tiny: Path, tmp_path: Path) -> None:
+    clock = partial(next, iter(range(0, 10_000, 2)))
+    evaluation = fit(tiny_options(tiny, tmp_path / "run", epochs=None, max_time="00:00:20"), clock=clock)
     assert evaluation is not None
     contents = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
     assert contents["callbacks"]["Pace"]["spent_s"] >= 20
     assert 1 <= contents["global_step"] <= 10
-    assert fit(tiny_options(tiny, tmp_path / "run", epochs=None, max_time="00:00:20"), resume=True) is not None
+    again = tiny_options(tiny, tmp_path / "run", epochs=None, max_time="00:00:20")
+    assert fit(again, resume=True, clock=clock) is not None
     assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == contents["global_step"]
     rows = read_rows(tmp_path / "run" / "metrics.csv")
     assert float(rows[-1]["lr"]) < 5e-3
@@ -252,6 +253,15 @@ def test_diverging_run_says_so(tiny: Path, tmp_path: Path) -> None:
 def test_models_that_need_two_images_per_step_say_so(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"batch_size: deeplabv3 .* at least 2 images per step, got 1"):
         fit(tiny_options(tiny, tmp_path / "run", model="deeplabv3", backbone="resnet18", batch_size=1))
+
+
+def test_loss_of_pixels_for_a_model_of_masks_is_refused(tmp_path: Path) -> None:
+    write_scenes(tmp_path / "data", 4, (32, 48))
+    options = tiny_options(
+        tmp_path / "data", tmp_path / "run", task="panoptic", model="mask2former", width=16, loss="ce+dice"
+    )
+    with pytest.raises(InputError, match="loss: wanted none for mask2former, whose masks have losses of their own"):
+        fit(options)
 
 
 def test_average_follows_by_hand() -> None:

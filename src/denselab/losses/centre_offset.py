@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from denselab.losses.matching import background, masks_on_grid, solid
+from denselab.losses.pixel import LossWeights, pixel_loss
 from denselab.losses.weighted import check_weights, weighted_sum
 from denselab.types import HeadSpec, QueryOutput, SegmentTargets, ValueKind
 
@@ -66,10 +67,12 @@ def centre_offset_loss(
     things: tuple[int, ...],
     weights: CentreOffsetWeights = DEFAULT_WEIGHTS,
     rules: CentreOffsetRules = DEFAULT_RULES,
+    class_loss: LossWeights | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted sum of losses in float32, and each by name, unweighted and detached.
 
     output: CENTRE_OFFSET channels. class_ids: 255 void. things: the classes whose segments have centres.
+    class_loss: in place of the bootstrapped cross entropy.
     """
     if spec.value_kind is not ValueKind.CENTRE_OFFSET:
         raise TypeError(f"value_kind: wanted CENTRE_OFFSET, got {spec.value_kind}")
@@ -84,6 +87,8 @@ def centre_offset_loss(
         height, width = class_ids.shape[1:]
         size = (hw[0] * stride, hw[1] * stride)
         logits = F.interpolate(class_logits, size=size, mode="bilinear", align_corners=False)[:, :, :height, :width]
+        if class_loss is not None:
+            return pixel_loss(logits, class_ids, class_loss, _VOID)[0]
         pixel_weights = torch.stack([small_thing_weights(masks, rules) for masks in objects])
         return bootstrapped_cross_entropy(logits, class_ids, pixel_weights, rules.hard_share)
 

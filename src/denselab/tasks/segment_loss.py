@@ -10,6 +10,7 @@ from denselab.classes import VOID
 from denselab.losses.centre_offset import centre_offset_loss
 from denselab.losses.mask_classification import mask_classification_loss
 from denselab.losses.max_deeplab import max_deeplab_loss
+from denselab.losses.pixel import LossWeights
 from denselab.losses.remax import ReMax
 from denselab.types import HeadSpec, MaskNorm, QueryOutput, SegmentTargets, ValueKind
 
@@ -24,14 +25,16 @@ def segment_loss(
     class_ids: Int[Tensor, "B H W"],
     things: tuple[int, ...],
     remax: ReMax | None = None,
+    class_loss: LossWeights | None = None,
 ) -> Loss:
     """MaX-DeepLab's where masks compete over queries, MaskFormer's where they do not, else Panoptic-DeepLab's.
 
     class_ids: 255 void. things: classes whose objects are told apart. remax: relaxes masks that compete (kMaX-DeepLab).
+    class_loss: of the classes per pixel beside centres and offsets; None: as published.
     """
     match spec.value_kind:
         case ValueKind.CENTRE_OFFSET:
-            return centre_offset_loss(output, spec, segments, class_ids, things)
+            return centre_offset_loss(output, spec, segments, class_ids, things, class_loss=class_loss)
         case ValueKind.CLASS_LOGITS if spec.mask_norm is MaskNorm.SOFTMAX:
             return max_deeplab_loss(output, spec, segments, class_ids, remax=remax)
         case ValueKind.CLASS_LOGITS:

@@ -46,10 +46,10 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class SemanticTask:
-    """A class for every pixel. class_weights: [K] of the cross entropy."""
+    """A class for every pixel. class_weights: [K] of the cross entropy. class_loss: None: as published."""
 
     num_classes: int
-    loss_weights: LossWeights = field(default_factory=LossWeights)
+    class_loss: LossWeights | None = None
     class_weights: Tensor | None = None
     name = "semantic"
 
@@ -58,11 +58,11 @@ class SemanticTask:
         assert targets.class_ids is not None
         if spec.value_kind in (ValueKind.CLASS_LOGITS, ValueKind.CENTRE_OFFSET):
             segments = segments_of_classes(targets.class_ids, self.num_classes)
-            return segment_loss(output, spec, segments, targets.class_ids, ())
+            return segment_loss(output, spec, segments, targets.class_ids, (), class_loss=self.class_loss)
         size_hw = (targets.class_ids.shape[-2], targets.class_ids.shape[-1])
         weights = None if self.class_weights is None else self.class_weights.to(output.mask_logits.device)
         logits = semantic.logits_at_source(output, spec, size_hw)
-        total, parts = pixel_loss(logits, targets.class_ids, self.loss_weights, VOID, weights)
+        total, parts = pixel_loss(logits, targets.class_ids, self.class_loss or LossWeights(), VOID, weights)
         for aux, aux_spec in zip(output.aux, spec.aux, strict=bool(output.aux)):
             aux_logits = semantic.logits_at_source(aux, aux_spec, size_hw)
             total = total + AUX_WEIGHT * cross_entropy(aux_logits, targets.class_ids, VOID, weights)
@@ -77,19 +77,24 @@ class SemanticTask:
 
 @dataclass(frozen=True)
 class PanopticTask:
-    """A segment for every pixel. things: ids of the classes whose objects are told apart."""
+    """A segment for every pixel. things: ids of the classes whose objects are told apart.
+
+    class_loss: of the classes per pixel, for heads of centres and offsets; None: as published.
+    """
 
     num_classes: int
     things: tuple[int, ...]
     rules: panoptic.MergeRules = field(default_factory=panoptic.MergeRules)
     remax: ReMax | None = None
+    class_loss: LossWeights | None = None
     grouping: GroupingRules = field(default_factory=GroupingRules)
     name = "panoptic"
 
     def loss(self, output: QueryOutput, spec: HeadSpec, targets: Targets) -> Loss:
         """See `segment_loss`."""
         assert targets.segments is not None
-        return segment_loss(output, spec, targets.segments, class_maps(targets.segments), self.things, self.remax)
+        class_ids = class_maps(targets.segments)
+        return segment_loss(output, spec, targets.segments, class_ids, self.things, self.remax, self.class_loss)
 
     def decode(
         self, output: QueryOutput, spec: HeadSpec, size_hw: Hw, network_hw: Hw | None = None
@@ -105,13 +110,14 @@ class PanopticTask:
 class InstanceTask:
     """Every object by itself. The head has one class more than there are, the last: background.
 
-    things: ids of the classes that have objects.
+    things: ids of the classes that have objects. class_loss: as that of `PanopticTask`.
     """
 
     num_classes: int
     things: tuple[int, ...]
     rules: instance.InstanceRules = field(default_factory=instance.InstanceRules)
     remax: ReMax | None = None
+    class_loss: LossWeights | None = None
     grouping: GroupingRules = field(default_factory=GroupingRules)
     name = "instance"
 
@@ -119,7 +125,7 @@ class InstanceTask:
         """That of panoptic segmentation, with what is no object as one segment of stuff."""
         assert targets.segments is not None
         segments = tuple(map(self._with_background, targets.segments))
-        return segment_loss(output, spec, segments, class_maps(segments), self.things, self.remax)
+        return segment_loss(output, spec, segments, class_maps(segments), self.things, self.remax, self.class_loss)
 
     def _with_background(self, segments: SegmentTargets) -> SegmentTargets:
         if segments.void is None:

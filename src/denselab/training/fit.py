@@ -29,6 +29,7 @@ from denselab.export.torch_session import load_predictor
 from denselab.files import atomic_path
 from denselab.losses.pixel import LossWeights, inverse_log_weights
 from denselab.losses.remax import ReMax
+from denselab.model import JointPredictor, Model
 from denselab.runtime.images import read_size
 from denselab.tasks.task import InstanceTask, PanopticTask, SemanticTask, Task, make_task
 from denselab.training.callbacks import (
@@ -52,6 +53,7 @@ from denselab.training.loaders import Loaders
 from denselab.training.module import DenseModule
 from denselab.training.options import ClassWeighting, FitOptions, Precision
 from denselab.training.start import start_from
+from denselab.types import ValueKind
 from denselab.zoo import build
 
 # isort: split
@@ -98,7 +100,7 @@ def fit(
         options.model, options.tasks, len(dataset.classes or ()), options.choices, pretrained=options.pretrained
     )
     started = start_from(model, options.start, first_images(train)) if options.start else ""
-    module = DenseModule(model, card, options, make_tasks(options, train))
+    module = DenseModule(model, card, options, make_tasks(options, train, model))
     last = open_run(run, card, resume, overwrite)
     describe(dataset, train, val, module)
     if started:
@@ -159,20 +161,27 @@ def resolve(options: FitOptions, train: DenseDataset) -> FitOptions:
     return replace(options, data=str(Path(options.data).resolve()))
 
 
-def make_tasks(options: FitOptions, train: DenseDataset) -> tuple[Task, ...]:
-    """The tasks, with the losses that the options ask for."""
+def make_tasks(options: FitOptions, train: DenseDataset, model: Model) -> tuple[Task, ...]:
+    """The tasks, with the losses that the options ask for. Raises InputError for those the model has no use for."""
     tasks = tuple(make_task(name, train.dataset.classes) for name in options.tasks)
     weights = class_weights(train, options.class_weights) if "semantic" in options.tasks else None
-    losses = LossWeights(**options.loss_weights)
+    class_loss = LossWeights(**options.loss_weights) if options.loss else None
     if options.remax and options.model != "kmax":
         raise InputError(f"remax: wanted a model whose masks compete (kmax), got {options.model}; drop --remax")
+
+    specs = model.specs.values() if isinstance(model, JointPredictor) else [model.spec]
+    if options.loss and all(spec.value_kind is ValueKind.CLASS_LOGITS for spec in specs):
+        raise InputError(
+            f"loss: wanted none for {options.model}, whose masks have losses of their own, got {options.loss}; "
+            "drop --loss"
+        )
 
     def with_losses(task: Task) -> Task:
         match task:
             case SemanticTask():
-                return replace(task, loss_weights=losses, class_weights=weights)
-            case PanopticTask() | InstanceTask() if options.remax:
-                return replace(task, remax=ReMax())
+                return replace(task, class_loss=class_loss, class_weights=weights)
+            case PanopticTask() | InstanceTask():
+                return replace(task, remax=ReMax() if options.remax else None, class_loss=class_loss)
             case _:
                 return task
 

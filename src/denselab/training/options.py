@@ -88,7 +88,9 @@ class FitOptions:
     decay: Annotated[Decay, About("Fall of the learning rate.")] = Decay.COSINE
     warmup_steps: Annotated[int, About("Steps to the full learning rate, at most a tenth of the run.", 0)] = 100
     clip_norm: Annotated[float, About("Clip gradients to this norm; 0 for never.", 0)] = 0.0
-    loss: Annotated[str, About("Semantic loss per pixel, such as ce, ohem, ce+0.5*dice or ce+lovasz.")] = "ce"
+    loss: Annotated[
+        str | None, About("Loss of classes per pixel, such as ohem, ce+0.5*dice or ce+lovasz.", unset="as published")
+    ] = None
     remax: Annotated[bool, About("Relax masks and classes while training (ReMaX); for kmax.")] = False
     class_weights: Annotated[ClassWeighting, About("Class weights of the cross entropy.")] = ClassWeighting.NONE
     ema_decay: Annotated[float, About("Decay of the averaged weights that are evaluated; 0 for none.", 0)] = 0.999
@@ -163,7 +165,7 @@ class FitOptions:
     def loss_weights(self) -> dict[str, float]:
         """Weights by the names of `denselab.losses.pixel.LossWeights`: `ohem+0.5*dice` is {"ohem": 1, "dice": 0.5}."""
         weights = dict.fromkeys(_LOSSES.values(), 0.0)
-        for term in self.loss.replace(" ", "").split("+"):
+        for term in (self.loss or "ce").replace(" ", "").split("+"):
             match = re.fullmatch(r"(?:(\d+\.?\d*|\.\d+)\*)?(\w+)", term)
             if not match or match[2] not in _LOSSES or weights[_LOSSES[match[2]]]:
                 raise InputError(f"loss: wanted {', '.join(_LOSSES)} or a sum such as ce+0.5*dice, got {self.loss}")
