@@ -45,7 +45,7 @@ TIMED_HW = SIZES_HW[0]
 RUNS, WARM_UP = 5, 1
 PREFERRED = ("panoptic", "depth", "semantic")
 CHOICES: dict[str, dict[str, Any]] = {"eomt": {"backbone": "vit_base_patch14_dinov2"}}
-"""Instead of the defaults: a ViT-B for EoMT's ViT-L, which takes 16 s an image here."""
+"""Instead of the defaults: a ViT-B for EoMT's ViT-L, which would take most of the time."""
 MARKS = ("<!-- table: begin -->\n", "<!-- table: end -->")
 
 

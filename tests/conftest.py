@@ -3,6 +3,7 @@
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,17 @@ def shared_data() -> Path:
 def camvid(shared_data: Path) -> Path:
     """CamVid as SegNet used it: 367 / 101 / 233 street scenes of 480x360."""
     return shared_data / "camvid"
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Torch on one thread: the maps of tests are too small to share, two threads spend three times the CPU."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 class _SignalStack(ctypes.Structure):

@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest.mock import patch
@@ -92,13 +92,7 @@ FIXED_SIZE = {"shifted windows": (64, 96)}
 EVERYTHING = MergeRules(thing_score=0, stuff_score=0, mask_confidence=0.1, overlap=0)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """These maps are too small to share: two threads spend three times the CPU."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def tasks_of(case: str) -> tuple[Task, ...]:

@@ -5,7 +5,7 @@ import json
 import math
 import pickle
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +43,7 @@ WIDTH, EMBED, FFN, HEADS, QUERIES = 32, 16, 48, 2, 6
 TINY: dict[str, Any] = {"width": WIDTH, "embed_width": EMBED, "ffn_width": FFN, "num_heads": HEADS}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Published:

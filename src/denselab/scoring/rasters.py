@@ -33,7 +33,7 @@ def read_segment_ids(path: Path) -> NDArray[np.int32]:
 
 
 def _rgb_by_kornia(path: Path) -> NDArray[np.uint8] | None:
-    """RGB uint8 [H, W, 3] of a PNG of that kind, which kornia-rs decodes five times as fast as Pillow.
+    """RGB uint8 [H, W, 3] of a PNG of that kind, which kornia-rs decodes faster than Pillow.
 
     None without kornia-rs, and for every file it will not read: Pillow then reads that, or says what is wrong with it.
     """
