@@ -206,7 +206,7 @@ def test_float32_under_autocast() -> None:
     expected, _ = max_deeplab_loss(output, spec, targets, class_ids)
     with torch.autocast("cpu", torch.bfloat16):
         total, _ = max_deeplab_loss(output, spec, targets, class_ids)
-    assert total.item() == expected.item()  # all 24 cells are drawn, so nothing is left to chance
+    assert total.item() == pytest.approx(expected.item(), rel=1e-6)  # all 24 cells are drawn, in any order
 
 
 def test_a_generator_repeats_its_draws() -> None:

@@ -316,13 +316,18 @@ def instance_discrimination_loss(
     """Cross entropy of each pixel's similarity to all others with whether they share a mask.
 
     Similarities are dot products over `temperature`; targets add up to 1 per pixel. Mean over labelled pixels, then
-    over images. Pixels on void count nowhere, but as negatives of others.
+    over images. Pixels on void count nowhere, but as negatives of others. What belongs together is summed up per mask
+    first, so that the only table of all pairs of pixels is that of the similarities.
     """
-    same = masks.transpose(1, 2) @ masks
-    same = same / same.sum(dim=1, keepdim=True).clamp(min=1)
-    losses = F.cross_entropy(pixel_embed.transpose(1, 2) @ pixel_embed / temperature, same, reduction="none")
-    labelled = (same.sum(dim=1) > 0).sum(dim=1)
-    return (losses.sum(dim=1) / labelled.clamp(min=1)).mean()
+    scaled = pixel_embed / temperature
+    sums = masks @ pixel_embed.transpose(1, 2)
+    shared = torch.einsum("bqp,bq->bp", masks, masks.sum(dim=2))
+    labelled = shared > 0
+    to_shared = torch.einsum("bcp,bcp->bp", scaled, sums.transpose(1, 2) @ masks)
+    own = F.log_softmax(scaled.transpose(1, 2) @ pixel_embed, dim=2).diagonal(dim1=1, dim2=2)
+    to_all = (scaled * pixel_embed).sum(dim=1) - own
+    losses = (shared * to_all - to_shared) / shared.clamp(min=1)
+    return (losses.sum(dim=1) / labelled.sum(dim=1).clamp(min=1)).mean()
 
 
 def semantic_loss(
