@@ -251,9 +251,9 @@ PROOFS: dict[str, Proof] = {
         {"mask/ap50": 0.70},
     ),
     "photos_panoptic_kmax": Proof(
-        eight_photos, {**PHOTOS, "model": "kmax", "norm": "group", "queries": 64}, 15, {"pq": 0.90}
+        eight_photos, {**PHOTOS, "model": "kmax", "norm": "group", "queries": 64}, 35, {"pq": 0.90}
     ),
-    "photos_panoptic_deeplab": Proof(eight_photos, {**PHOTOS, "model": "panoptic_deeplab"}, 12, {"pq": 0.90}),
+    "photos_panoptic_deeplab": Proof(eight_photos, {**PHOTOS, "model": "panoptic_deeplab"}, 28, {"pq": 0.90}),
     "room_depth_dpt": Proof(
         shared("room"),
         {**TRAINING, "task": "depth", "model": "dpt", "max_depth": 5.0, "crop": "320x240"},
