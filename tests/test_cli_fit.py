@@ -88,6 +88,11 @@ def test_help_and_options_need_no_torch() -> None:
         ("crop: 100", "crop: wanted WIDTHxHEIGHT in px such as 352x256, got 100"),
         ("max_time: soon", "max_time: wanted HH:MM:SS above zero such as 00:45:00, got soon"),
         ("loss: ce+focal", "loss: wanted ce, ohem, dice, lovasz or a sum such as ce+0.5*dice, got ce+focal"),
+        (
+            "task: panoptic+deep",
+            "task: wanted semantic, instance, panoptic, depth, normals or a sum such as panoptic+0.3*",
+        ),
+        ("task: depth+2*depth", "or a sum such as panoptic+0.3*depth, got 'depth+2*depth'"),
         ("ema_decay: 1", "ema_decay: must be below 1, got 1.0"),
         ("zoom_min: 3", "zoom_min: must be at most zoom_max 2.0, got 3.0"),
         ("- a", "run.yaml: wanted a YAML mapping of option names to values, got list"),
@@ -119,10 +124,12 @@ def test_values_of_a_file_are_read_as_meant(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(
         "data: d\nout: o\nlr: 1e-3\nmax_time: 00:45:00\nprecision: 32\nbackbone: null\nloss: ohem+.5*dice\n"
+        "task: semantic + 0.3*depth\n"
     )
     read = FitOptions.from_mapping(FitOptions.load(path))
     assert (read.lr, read.max_seconds, read.precision, read.backbone) == (1e-3, 2700, "32", None)
     assert read.loss_weights == {"cross_entropy": 0, "ohem": 1, "dice": 0.5, "lovasz": 0}
+    assert (read.tasks, read.task_weights) == (("semantic", "depth"), {"semantic": 1, "depth": 0.3})
     read.save(path)
     assert FitOptions.from_mapping(FitOptions.load(path)) == read
 

@@ -18,11 +18,16 @@ import torch
 from PIL import Image
 from torch import nn
 
+from denselab import zoo
 from denselab.checkpoint import KEY, ModelCard, load_checkpoint, save_atomically
 from denselab.classes import STREET
+from denselab.data.augment import training_views
+from denselab.data.descriptor import open_dataset
+from denselab.data.samples import DenseDataset, SampleKey, collate
 from denselab.data.scenes import write_scenes
 from denselab.errors import InputError
 from denselab.evaluate import Evaluation
+from denselab.tasks.task import make_task
 from denselab.training.ema import AveragedModel
 from denselab.training.fit import fit
 from denselab.training.module import DenseModule, learning_rate
@@ -262,6 +267,26 @@ def test_loss_of_pixels_for_a_model_of_masks_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match="loss: wanted none for mask2former, whose masks have losses of their own"):
         fit(options)
+
+
+def test_weights_of_tasks_multiply_their_losses(tmp_path: Path) -> None:
+    write_scenes(tmp_path / "data", 4, (32, 48))
+    dataset = open_dataset(tmp_path / "data")
+    tasks = ("semantic", "depth")
+    samples = DenseDataset(dataset, dataset.split("train"), tasks, training_views((32, 48), (1.0, 1.0), False, 0.0))
+    batch = collate([samples[SampleKey(index, 0)] for index in range(2)])
+    model = zoo.build("dpt", tasks, len(STREET), {"backbone": "street", "width": 16}).eval()
+    card = ModelCard(tasks, "dpt", {}, STREET, (32, 48), None, "")
+
+    def loss(task: str) -> float:
+        options = FitOptions(data="d", out="o", task=task)
+        made = tuple(make_task(name, STREET) for name in options.tasks)
+        return DenseModule(model, card, options, made).training_step(batch, 0).item()
+
+    semantic, depth = loss("semantic+0*depth"), loss("0*semantic+depth")
+    assert min(semantic, depth) > 0
+    assert loss("semantic+depth") == pytest.approx(semantic + depth, rel=1e-5)
+    assert loss("0.5*semantic+3*depth") == pytest.approx(0.5 * semantic + 3 * depth, rel=1e-5)
 
 
 def test_average_follows_by_hand() -> None:

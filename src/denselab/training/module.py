@@ -51,11 +51,15 @@ class DenseModule(LightningModule):
         return cast("Model", self.averaged.model)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The sum of the losses of all tasks on a batch of crops."""
+        """The weighted sum of the losses of all tasks on a batch of crops."""
         images, targets = batch
+        weights = self.options.task_weights
         outputs = head_outputs(self.model, self.card.tasks, images.pixels)
         with torch.autocast(self.device.type, enabled=False):
-            losses = [t.loss(in_float32(outputs[t.name][0]), outputs[t.name][1], targets)[0] for t in self.tasks]
+            losses = [
+                weights[t.name] * t.loss(in_float32(outputs[t.name][0]), outputs[t.name][1], targets)[0]
+                for t in self.tasks
+            ]
             return torch.stack(losses).sum()
 
     def validation_step(self, batch: tuple[ImageBatch, tuple[Truth, ...]], batch_idx: int) -> None:

@@ -5,7 +5,7 @@ Nothing here imports torch, so `denselab fit --help` stays fast.
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from functools import cache
@@ -63,7 +63,9 @@ class FitOptions:
 
     data: Annotated[str, About("Data folder, or the YAML that describes it.")] = ""
     out: Annotated[str, About("Run folder: checkpoints, logs, pictures, run.yaml.")] = ""
-    task: Annotated[str, About("semantic, instance, panoptic, depth, normals, or some joined by +.")] = "semantic"
+    task: Annotated[str, About("semantic, instance, panoptic, depth, normals, or a sum: panoptic+0.3*depth.")] = (
+        "semantic"
+    )
     model: Annotated[str, About("Architecture (denselab catalog lists them).")] = "deeplabv3plus"
     backbone: Annotated[str | None, About("Backbone: a timm model.", unset="the model's own")] = None
     pretrained: Annotated[bool, About("Start from timm's pretrained backbone.")] = False
@@ -112,20 +114,25 @@ class FitOptions:
         for name in ("data", "out"):
             if not getattr(self, name):
                 raise InputError(f"{name}: wanted a folder, got none; give --{name}")
-        for task in self.tasks:
-            if task not in TASKS:
-                raise InputError(f"task: wanted one of {', '.join(TASKS)} or some joined by +, got {self.task!r}")
         low, high = self.zoom
         if low > high:
             raise InputError(f"zoom_min: must be at most zoom_max {high}, got {low}")
         if self.ema_decay >= 1:
             raise InputError(f"ema_decay: must be below 1, got {self.ema_decay}")
-        _ = self.crop_hw, self.max_seconds, self.loss_weights
+        _ = self.crop_hw, self.max_seconds, self.task_weights, self.loss_weights
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """Names of the tasks."""
-        return tuple(self.task.split("+"))
+        return tuple(self.task_weights)
+
+    @property
+    def task_weights(self) -> dict[str, float]:
+        """How much the loss of each task counts: `panoptic+0.3*depth` is {"panoptic": 1, "depth": 0.3}."""
+        weights = _weighted_sum(self.task, TASKS)
+        if weights is None:
+            raise InputError(f"task: wanted {', '.join(TASKS)} or a sum such as panoptic+0.3*depth, got {self.task!r}")
+        return weights
 
     @property
     def choices(self) -> dict[str, Any]:
@@ -164,13 +171,10 @@ class FitOptions:
     @property
     def loss_weights(self) -> dict[str, float]:
         """Weights by the names of `denselab.losses.pixel.LossWeights`: `ohem+0.5*dice` is {"ohem": 1, "dice": 0.5}."""
-        weights = dict.fromkeys(_LOSSES.values(), 0.0)
-        for term in (self.loss or "ce").replace(" ", "").split("+"):
-            match = re.fullmatch(r"(?:(\d+\.?\d*|\.\d+)\*)?(\w+)", term)
-            if not match or match[2] not in _LOSSES or weights[_LOSSES[match[2]]]:
-                raise InputError(f"loss: wanted {', '.join(_LOSSES)} or a sum such as ce+0.5*dice, got {self.loss}")
-            weights[_LOSSES[match[2]]] = float(match[1] or 1)
-        return weights
+        weights = _weighted_sum(self.loss or "ce", _LOSSES)
+        if weights is None:
+            raise InputError(f"loss: wanted {', '.join(_LOSSES)} or a sum such as ce+0.5*dice, got {self.loss}")
+        return {full: weights.get(short, 0.0) for short, full in _LOSSES.items()}
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], source: str = "options") -> Self:
@@ -222,6 +226,17 @@ def options() -> tuple[Option, ...]:
         arms = [arm for arm in get_args(hint) if arm is not type(None)] or [hint]
         found.append(Option(each.name, arms[0], arms[0] is not hint, each.default, about))
     return tuple(found)
+
+
+def _weighted_sum(text: str, known: Collection[str]) -> dict[str, float] | None:
+    """Weights by name of "a+0.5*b"; None where a name is not known or comes twice."""
+    weights: dict[str, float] = {}
+    for term in text.replace(" ", "").split("+"):
+        match = re.fullmatch(r"(?:(\d+\.?\d*|\.\d+)\*)?(\w+)", term)
+        if not match or match[2] not in known or match[2] in weights:
+            return None
+        weights[match[2]] = float(match[1] or 1)
+    return weights
 
 
 def _converted(option: Option, value: object, source: str) -> Any:
