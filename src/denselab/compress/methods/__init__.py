@@ -1,0 +1,1 @@
+"""Published methods of quantization after training, each a short file that composes the parts of `compress`."""

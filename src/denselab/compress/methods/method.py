@@ -1,0 +1,84 @@
+"""What a method is: how it treats each kind of site, and how it fits a plan to a network."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from denselab.compress.graph import Graph
+from denselab.compress.observe import Stats, weights
+from denselab.compress.plan import QuantPlan, QuantSpec, kept_axes
+from denselab.compress.quantizers import Quantizer
+from denselab.compress.ranges import extremes
+from denselab.compress.simulate import QuantizedGraph
+from denselab.compress.sites import QuantSite
+from denselab.errors import InputError
+
+Batches = Iterable[Float[Tensor, "B 3 H W"]]
+"""Calibration images, as the captured model takes them; every loop over them starts anew."""
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What a quantizer is fitted to: a weight, or what was observed of an activation.
+
+    values: the weight, or a sample, with the dimensions of the site. low, high: extremes of all. keep: the dimensions
+    that keep parameters of their own (see `ranges`).
+    """
+
+    values: Float[Tensor, "..."]
+    low: Float[Tensor, "..."]
+    high: Float[Tensor, "..."]
+    keep: tuple[int, ...]
+
+
+Fit = Callable[[QuantSite, QuantSpec, Seen], Quantizer]
+"""The quantizer of a site from what was seen there."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A published way to quantize a trained network.
+
+    name: as in plans and on the command line. spec: what it does with a site at so many bits. quantize: folds and fits
+    what a plan says; the batches are those that were observed, for methods that look at outputs too.
+    """
+
+    name: str
+    spec: Callable[[QuantSite, int], QuantSpec]
+    quantize: Callable[[Graph, Stats, QuantPlan, Batches], QuantizedGraph]
+
+
+def fitted(graph: Graph, stats: Stats, plan: QuantPlan, fit: Fit) -> dict[str, Quantizer]:
+    """A quantizer for every site of a plan, each fitted by itself.
+
+    Raises InputError for a plan or statistics of another model, NaN in weights, and what `fit` raises, naming the site.
+    """
+    plan.check(graph.site_list())
+    graph.model.check_same(stats.model, "stats")
+    sites, stored = graph.found.by_key, weights(graph)
+    found: dict[str, Quantizer] = {}
+    for key, spec in plan.specs.items():
+        site = sites[key]
+        keep = kept_axes(site, spec.granularity)
+        try:
+            found[key] = fit(site, spec, _seen(site, keep, stats, stored))
+        except InputError as error:
+            raise InputError(f"{key}: {error}") from error
+    return found
+
+
+def unfit(method: str, spec: QuantSpec) -> InputError:
+    """What a method raises for a grid that it has no way to fit."""
+    return InputError(
+        f"grid: {method} cannot fit {spec.grid.value}; wanted another grid in the plan, or another method"
+    )
+
+
+def _seen(site: QuantSite, keep: tuple[int, ...], stats: Stats, stored: Mapping[str, Tensor]) -> Seen:
+    if site.is_weight:
+        weight = stored[site.key].detach()
+        return Seen(weight, *extremes(weight, keep), keep)
+    observed = stats.sites[site.key]
+    return Seen(observed.values(), *observed.extremes(keep), keep)

@@ -1,0 +1,111 @@
+"""RepQ-ViT: calibrate with quantizers that are good but dear, then turn them into cheap ones that say the same.
+
+Li et al.: RepQ-ViT: Scale Reparameterization for Post-Training Quantization of Vision Transformers, ICCV 2023,
+arXiv:2212.08254; zkkli/RepQ-ViT@a160561 classification. What follows a LayerNorm is calibrated per channel, and becomes
+per tensor by a change of the norm that the layers after it take back (section 3.3; `reparameterize`). Attention maps
+are calibrated on powers of the root of two, which run as powers of two (section 3.4; `logarithm`). All else is uniform;
+every range is the pair of percentiles of least squared error. Weights, per output channel, are fitted after the change.
+
+Deviations. Zero points are whole numbers. Channels that never move do not count in the means. The extremes are tried
+beside the percentiles, since these come from a sample. A norm of several readers is calibrated on what all of them
+read, at the bits of the first; a reader with other bits gets a range of its own. The code treats the norms of timm's
+blocks; here it is every LayerNorm that a layer reads, found in the graph.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from denselab.compress.fold_layer_norms import FoldableNorm, fold_layer_norms, foldable_norms
+from denselab.compress.graph import Graph
+from denselab.compress.methods.method import Batches, Method, Seen, fitted, unfit
+from denselab.compress.observe import SiteStats, Stats
+from denselab.compress.plan import Granularity, Grid, QuantPlan, QuantSpec, finest
+from denselab.compress.quantizers import ChannelFold, LogSqrt2, Quantizer, Uniform, channel_fold
+from denselab.compress.ranges import affine, least_error, percentile_ranges, percentile_scales, symmetric
+from denselab.compress.simulate import QuantizedGraph
+from denselab.compress.sites import Operand, QuantSite, Source
+
+
+def spec(site: QuantSite, bits: int) -> QuantSpec:
+    """Log-sqrt2 for attention maps, affine for all else: weights per output channel, activations per tensor."""
+    if site.operand is Operand.ATTENTION and site.made_by is Source.SOFTMAX:
+        return QuantSpec(bits, Grid.LOG_SQRT2, Granularity.PER_TENSOR)
+    return QuantSpec(bits, Grid.UNIFORM, finest(site) if site.is_weight else Granularity.PER_TENSOR)
+
+
+def quantize(graph: Graph, stats: Stats, plan: QuantPlan, batches: Batches = ()) -> QuantizedGraph:
+    """Change the norms, then fit what the plan says. Raises InputError as `fitted`, and for grids it cannot fit."""
+    plan.check(graph.site_list())
+    found = {norm: fold for norm in foldable_norms(graph) if (fold := norm_fold(norm, stats, plan)) is not None}
+    folded = fold_layer_norms(graph, [(norm, fold) for norm, (_, fold) in found.items()])
+    changed = {
+        reader.site.key: (bits, reader.per_input(fold))
+        for norm, (bits, fold) in found.items()
+        for reader in norm.readers
+    }
+    sites = {key: _changed(seen, changed[key][1]) if key in changed else seen for key, seen in stats.sites.items()}
+
+    def fit_changed(site: QuantSite, spec: QuantSpec, seen: Seen) -> Quantizer:
+        bits, fold = changed.get(site.key, (None, None))
+        if fold is not None and spec.bits == bits and _becomes_per_tensor(spec):
+            return Uniform(fold.scale, fold.zero_point.to(torch.int32), spec.bits)
+        return fit(site, spec, seen)
+
+    return QuantizedGraph(folded, plan, fitted(folded, Stats(stats.model, stats.images, sites), plan, fit_changed))
+
+
+def norm_fold(norm: FoldableNorm, stats: Stats, plan: QuantPlan) -> tuple[int, ChannelFold] | None:
+    """The bits a norm is calibrated at per channel, and the change that makes it one scale and zero point.
+
+    None where no reader is planned so, and for a norm that never moves.
+    """
+    planned = (plan.specs.get(reader.site.key) for reader in norm.readers)
+    bits = next((spec.bits for spec in planned if spec is not None and _becomes_per_tensor(spec)), None)
+    if bits is None:
+        return None
+    rows, low, high = _seen_of_norm(norm, stats)
+    moves = high > low
+    if not moves.any():
+        return None
+    ranges = [*percentile_ranges(rows, keep=(1,)), (low.unsqueeze(0), high.unsqueeze(0))]
+    per_channel = least_error(rows, [affine(*each, bits, with_zero=False) for each in ranges])
+    assert per_channel.zero_point is not None
+    scale, zero_point = per_channel.scale.squeeze(0)[moves].mean(), per_channel.zero_point.squeeze(0)[moves]
+    return bits, channel_fold(per_channel, scale, zero_point.to(scale.dtype).mean())
+
+
+def fit(site: QuantSite, spec: QuantSpec, seen: Seen) -> Quantizer:
+    """The candidate of least squared error, from percentiles and from the extremes."""
+    match spec.grid:
+        case Grid.UNIFORM:
+            ranges = [*percentile_ranges(seen.values, keep=seen.keep), (seen.low, seen.high)]
+            uniform = symmetric if spec.symmetric else affine
+            return least_error(seen.values, [uniform(*each, spec.bits) for each in ranges])
+        case Grid.LOG_SQRT2:
+            scales = [*percentile_scales(seen.values, keep=seen.keep), torch.where(seen.high > 0, seen.high, 1)]
+            return least_error(seen.values, [LogSqrt2(each, spec.bits) for each in scales])
+        case Grid.LOG2 | Grid.ADALOG | Grid.SULQ | Grid.TANQ | Grid.TERNARY:
+            raise unfit(REPQ_VIT.name, spec)
+
+
+def _becomes_per_tensor(spec: QuantSpec) -> bool:
+    return spec.grid is Grid.UNIFORM and spec.granularity is Granularity.PER_TENSOR and not spec.symmetric
+
+
+def _seen_of_norm(norm: FoldableNorm, stats: Stats) -> tuple[Tensor, Tensor, Tensor]:
+    """A sample [rows, C] of a norm's channels and their extremes [C], from all that its readers read."""
+    seen = {id(stats.sites[reader.site.key]): (reader, stats.sites[reader.site.key]) for reader in norm.readers}
+    rows = torch.cat([reader.rows_of_norm(each.rows) for reader, each in seen.values()])
+    low = torch.cat([reader.rows_of_norm(each.low.unsqueeze(0)) for reader, each in seen.values()]).amin(0)
+    high = torch.cat([reader.rows_of_norm(each.high.unsqueeze(0)) for reader, each in seen.values()]).amax(0)
+    return rows, low, high
+
+
+def _changed(seen: SiteStats, fold: ChannelFold) -> SiteStats:
+    """What is seen at the site of a reader after the change of its norm."""
+    return replace(seen, low=fold.apply(seen.low), high=fold.apply(seen.high), rows=fold.apply(seen.rows))
+
+
+REPQ_VIT = Method("repq-vit", spec, quantize)
