@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from denselab.compress.graph import Graph
+from denselab.compress.graph import Graph, ShapesRun
 from denselab.compress.sites import ModelHash, find_sites
 from denselab.errors import InputError
 
@@ -102,7 +102,7 @@ class GraphEdit:
         self.graph.lint()
         module = fx.GraphModule(self.module, self.graph)
         inputs = _random_inputs(self.source)
-        run = _ShapesRun(module)
+        run = ShapesRun(module)
         with torch.no_grad():
             _check_same(self.source.run(*inputs), run.run(*inputs))
         found = find_sites(module.graph, run.shapes, images=len(inputs[0]))
@@ -126,20 +126,6 @@ def _check_same(wanted: Any, got: Any) -> None:
                 f"model: folding its parameters changes its answer by {apart:.3g}, where the largest value is "
                 f"{size:.3g}; wanted at most {PARITY:g} of it: are there weights of extreme size?"
             )
-
-
-class _ShapesRun(fx.Interpreter):
-    """One run of a graph that notes the shape of every tensor."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.shapes: dict[fx.Node, tuple[int, ...]] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if isinstance(value, Tensor):
-            self.shapes[n] = tuple(value.shape)
-        return value
 
 
 def _as_parameter(value: Tensor) -> nn.Parameter:

@@ -112,7 +112,7 @@ def capture(model: nn.Module, *example: Tensor, free: frozenset[Axis] = ANY_SIZE
             ) from error
         module, check_sizes = _traced(model, example, free)
     _check_attention_is_open(module)
-    measured = _ShapesRun(module)
+    measured = ShapesRun(module)
     with torch.no_grad():
         _check_parity(wanted, measured.run(*example))
     found = find_sites(module.graph, measured.shapes, images=len(example[0]))
@@ -151,7 +151,7 @@ class _HookedRun(fx.Interpreter):
         return self.weights[key]
 
 
-class _ShapesRun(fx.Interpreter):
+class ShapesRun(fx.Interpreter):
     """One run of a graph that notes the shape of every tensor."""
 
     def __init__(self, module: fx.GraphModule) -> None:

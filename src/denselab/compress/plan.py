@@ -16,6 +16,7 @@ from torch import fx
 from denselab.compress.allocate import Allocation
 from denselab.compress.graph import Graph
 from denselab.compress.quantizers.checks import BITS
+from denselab.compress.saved_file import check_version, reading
 from denselab.compress.sites import ModelHash, Operand, QuantSite, SiteList, Source
 from denselab.errors import InputError
 from denselab.files import atomic_path
@@ -233,23 +234,16 @@ class QuantPlan:
         Raises InputError, naming the file and the site: missing, damaged, a newer format, another model, an unknown or
         repeated site, bits and grids that there are not.
         """
-        try:
-            data = json.loads(path.read_text("utf-8"), object_pairs_hook=_without_repeats)
-            if data["format_version"] > PLAN_FORMAT:
-                raise InputError(
-                    f"format version {data['format_version']} is newer than this DenseLab, which reads versions up to "
-                    f"{PLAN_FORMAT}; upgrade with: pip install --upgrade denselab"
-                )
-            kept = frozenset(_choice(Kept, "kept_at_8_bits", each) for each in data["kept_at_8_bits"])
-            specs = {key: _spec_from_dict(key, entry) for key, entry in data["sites"].items()}
+        with reading(path, "a plan", "mend it or make it again"):
+            text = path.read_text("utf-8")
+            check_version(path, json.loads(text)["format_version"], PLAN_FORMAT)
+            try:
+                data = json.loads(text, object_pairs_hook=_without_repeats)
+                kept = frozenset(_choice(Kept, "kept_at_8_bits", each) for each in data["kept_at_8_bits"])
+                specs = {key: _spec_from_dict(key, entry) for key, entry in data["sites"].items()}
+            except InputError as error:
+                raise InputError(f"{path}: {error}") from error
             plan = cls(ModelHash(**data["model"]), str(data["method"]), kept, specs)
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            problem = f"lacks {error}" if isinstance(error, KeyError) else f"is damaged ({error})"
-            raise InputError(f"{path}: wanted a plan, but it {problem}; mend it or make it again") from error
         plan.check(sites, path)
         return plan
 

@@ -24,6 +24,7 @@ import torch
 from torch import fx, nn
 from torch.fx.node import map_arg
 
+from denselab.compress.saved_file import check_version, reading
 from denselab.errors import InputError
 from denselab.files import write_json
 
@@ -504,25 +505,14 @@ class SiteList:
     @classmethod
     def read(cls, path: Path) -> "SiteList":
         """Raises InputError, naming the file: missing, damaged, a newer format, a wrong entry."""
-        try:
+        with reading(path, "a list of sites", "capture the model again"):
             data = json.loads(path.read_bytes())
-            if data["format_version"] > SITES_FORMAT:
-                raise InputError(
-                    f"{path}: format version {data['format_version']} is newer than this DenseLab, which reads "
-                    f"versions up to {SITES_FORMAT}; upgrade with: pip install --upgrade denselab"
-                )
+            check_version(path, data["format_version"], SITES_FORMAT)
             sites = tuple(map(_site_from_dict, data["sites"]))
             for site, entry in zip(sites, data["sites"], strict=True):
                 if entry["key"] != site.key:
                     raise ValueError(f"the entry {entry['key']!r} describes {site.key!r}")
             return cls(ModelHash(**data["model"]), sites, tuple(Product(**each) for each in data["products"]))
-        except InputError:
-            raise
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            problem = f"lacks {error}" if isinstance(error, KeyError) else f"is damaged ({error})"
-            raise InputError(f"{path}: wanted a list of sites, but it {problem}; capture the model again") from error
 
 
 def _site_to_dict(site: QuantSite) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from denselab.compress.saved_file import check_version, reading
 from denselab.compress.sites import ModelHash
 from denselab.errors import InputError
 from denselab.files import atomic_path
@@ -39,23 +40,11 @@ def read_tensors(
 
     Raises InputError, naming the file: missing, damaged, a newer format, of another model, or of other weights.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {})[_METADATA])
-            if about["format_version"] > version:
-                raise InputError(
-                    f"{path}: format version {about['format_version']} is newer than this DenseLab, which reads "
-                    f"versions up to {version}; upgrade with: pip install --upgrade denselab"
-                )
-            found = ModelHash(**about["model"])
-            model.check_same(found, path)
-            if found.values != model.values:
-                raise InputError(f"{path}: the model's weights changed since it was written; make it again")
-            return built(about, {name: file.get_tensor(name) for name in about["tensors"]})
-    except InputError:
-        raise
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
-    except (AttributeError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        problem = f"lacks {error}" if isinstance(error, KeyError) else f"is damaged ({error})"
-        raise InputError(f"{path}: wanted {wanted}, but it {problem}; make it again") from error
+    with reading(path, wanted, "make it again", SafetensorError), safe_open(path, framework="pt") as file:
+        about = json.loads((file.metadata() or {})[_METADATA])
+        check_version(path, about["format_version"], version)
+        found = ModelHash(**about["model"])
+        model.check_same(found, path)
+        if found.values != model.values:
+            raise InputError(f"{path}: the model's weights changed since it was written; make it again")
+        return built(about, {name: file.get_tensor(name) for name in about["tensors"]})

@@ -12,6 +12,7 @@ says whether it is the last of the 2^bits or one more.
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -44,8 +45,10 @@ def nearest_codes(exponents: Float[Tensor, "..."], levels: int) -> Int[Tensor, "
 
 
 @dataclass(frozen=True, eq=False)
-class Log2:
-    """Powers of two below the scale, and 0. scale: above 0, broadcastable to the data. Raises InputError."""
+class _Powers:
+    """Equal steps of the logarithm below the scale, and 0; scale above 0, broadcastable to the data."""
+
+    steps_per_octave: ClassVar[int]
 
     scale: Float[Tensor, "..."]
     bits: int
@@ -63,12 +66,7 @@ class Log2:
     def codes(self, x: Float[Tensor, "..."]) -> Int[Tensor, "..."]:
         """int32 codes 0..levels - 1; numbers above the scale count as the scale, below 0 as 0. Raises InputError."""
         ratio = (prepared(x, self.scale) / self.scale).clamp(min=0)
-        return nearest_codes(-ratio.log2(), self.levels)
-
-    def values(self, codes: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """The numbers that codes stand for, in the dtype of the scale."""
-        powers = torch.exp2(-codes.to(self.scale.dtype))
-        return torch.where(codes == self.levels - 1, 0, powers * self.scale)
+        return nearest_codes(-ratio.log2() * self.steps_per_octave, self.levels)
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         """0 and the scale."""
@@ -76,33 +74,25 @@ class Log2:
 
 
 @dataclass(frozen=True, eq=False)
-class LogSqrt2:
+class Log2(_Powers):
+    """Powers of two below the scale, and 0. scale: above 0, broadcastable to the data. Raises InputError."""
+
+    steps_per_octave = 1
+
+    def values(self, codes: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """The numbers that codes stand for, in the dtype of the scale."""
+        powers = torch.exp2(-codes.to(self.scale.dtype))
+        return torch.where(codes == self.levels - 1, 0, powers * self.scale)
+
+
+@dataclass(frozen=True, eq=False)
+class LogSqrt2(_Powers):
     """Powers of the root of two below the scale, and 0. scale: above 0, broadcastable. Raises InputError."""
 
-    scale: Float[Tensor, "..."]
-    bits: int
-    zero: ZeroCode = ZeroCode.LAST
-
-    def __post_init__(self) -> None:
-        check_bits(self.bits)
-        check_positive("scale", self.scale)
-
-    @property
-    def levels(self) -> int:
-        """How many codes there are."""
-        return level_count(self.bits, self.zero)
-
-    def codes(self, x: Float[Tensor, "..."]) -> Int[Tensor, "..."]:
-        """int32 codes 0..levels - 1; numbers above the scale count as the scale, below 0 as 0. Raises InputError."""
-        ratio = (prepared(x, self.scale) / self.scale).clamp(min=0)
-        return nearest_codes(-ratio.log2() * 2, self.levels)
+    steps_per_octave = 2
 
     def values(self, codes: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
         """The numbers that codes stand for, in the dtype of the scale: a shift, then the scale or its root 2 fold."""
         shifts, odd = (codes + 1) // 2, codes % 2
         powers = torch.exp2(-shifts.to(self.scale.dtype)) * torch.where(odd == 1, _SQRT2, 1.0).to(self.scale.dtype)
         return torch.where(codes == self.levels - 1, 0, powers * self.scale)
-
-    def bounds(self) -> tuple[Tensor, Tensor]:
-        """0 and the scale."""
-        return torch.zeros_like(self.scale), self.scale

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from denselab.compress.graph import Axis, Graph, Hook
+from denselab.compress.saved_file import check_version, reading
 from denselab.compress.sites import ModelHash
 from denselab.errors import InputError
 from denselab.files import write_json
@@ -224,22 +225,11 @@ class SavedRelevance:
     @classmethod
     def read(cls, path: Path, graph: Graph) -> "SavedRelevance":
         """Raises InputError, naming the file: missing, damaged, a newer format, made for another model."""
-        try:
+        with reading(path, "relevance by site", "measure it again"):
             data = json.loads(path.read_bytes())
-            if data["format_version"] > RELEVANCE_FORMAT:
-                raise InputError(
-                    f"{path}: format version {data['format_version']} is newer than this DenseLab, which reads "
-                    f"versions up to {RELEVANCE_FORMAT}; upgrade with: pip install --upgrade denselab"
-                )
+            check_version(path, data["format_version"], RELEVANCE_FORMAT)
             scores = {key: _score(entry) for key, entry in data["scores"].items()}
             saved = cls(ModelHash(**data["model"]), str(data["method"]), int(data["images"]), scores)
-        except InputError:
-            raise
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            problem = f"lacks {error}" if isinstance(error, KeyError) else f"is damaged ({error})"
-            raise InputError(f"{path}: wanted relevance by site, but it {problem}; measure it again") from error
         graph.model.check_same(saved.model, path)
         if set(scores) - set(graph.found.by_key):
             unknown = min(set(scores) - set(graph.found.by_key))

@@ -1,0 +1,1 @@
+"""Which pixels made a model say so: the relevance of `denselab.compress`, as a picture."""
