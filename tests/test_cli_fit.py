@@ -210,7 +210,7 @@ def test_a_task_without_truth_or_model_is_named(tmp_path: Path) -> None:
     data = write_tiny(tmp_path / "data", {"train": 2, "val": 1})
     out = ("-o", tmp_path / "o", "--model", "kmax", "--backbone", "small")
     assert "wanted truth for depth, got data with semantic only" in refusal("--data", data, *out, "--task", "depth")
-    assert "wanted one of semantic, instance, panoptic" in refusal("--data", data, *out, "--task", "boxes")
+    assert "task: wanted semantic, instance, panoptic" in refusal("--data", data, *out, "--task", "boxes")
     scenes = tmp_path / "scenes"
     write_scenes(scenes, 3, (30, 40))
     masks = ("--task", "panoptic", "--model", "mask2former", "--backbone", "small", "--width", 16, "--remax")

@@ -1,7 +1,8 @@
 """Layer-wise relevance propagation (LRP) for any captured graph: gradient times input behind a modified backward pass.
 
 LRP is patented for commercial use in some places (the authors of AttnLRP say: free for personal and scientific
-purposes). Have that checked before you ship it. Nothing else imports this file: every other `Relevance` does without.
+purposes). Have that checked before you ship it. Nothing needs this file: every other `Relevance` does without, and
+`denselab explain` imports it only to run it (`--method gradient` does not).
 
 Relevance R of a value x is x * g, with g what the backward pass brings (Achtibat et al.: AttnLRP, ICML 2024,
 section 3; rachtibat/LRP-eXplains-Transformers@f043441 lxt/efficient). Rules, each a change of that backward pass:
