@@ -189,7 +189,7 @@ PROOFS: dict[str, Proof] = {
         scenes_of_one_camera, {**MASKS, "task": "panoptic", "model": "kmax", "norm": "group"}, 25, {"pq": None}
     ),
     "scenes_panoptic_mask2former": Proof(
-        scenes, {**MASKS, "task": "panoptic", "model": "mask2former", "lr": 5e-4}, 12, {"pq": None}
+        scenes, {**MASKS, "task": "panoptic", "model": "mask2former", "lr": 5e-4}, 10, {"pq": None}
     ),
     "scenes_panoptic_eomt": Proof(
         scenes,
@@ -202,7 +202,7 @@ PROOFS: dict[str, Proof] = {
             "width": None,
             "lr": 5e-4,
         },
-        10,
+        8,
         {"pq": None},
     ),
     "scenes_panoptic_street": Proof(
