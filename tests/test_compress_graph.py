@@ -537,6 +537,6 @@ def test_an_output_that_differs_is_named() -> None:
 def test_a_damaged_weight_is_named() -> None:
     model = Odd(torch.relu)
     with torch.no_grad():
-        model.blocks[0].weight[1, 0] = math.nan  # type: ignore[index,operator]
+        model.blocks[0].weight[1, 0] = math.nan
     with pytest.raises(InputError, match=r"got NaN or infinity in 'blocks\.0\.weight'"):
         capture(model, image(8))

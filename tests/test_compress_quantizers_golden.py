@@ -123,7 +123,9 @@ class TestRepQFold:
         _close(F.linear(folded_norm_output, weight, bias), repq(f"{case}.y{which}_float"))
 
     def test_quantized_layer(self, repq: Golden, case: str, which: str) -> None:
-        before = lambda name: repq(f"{case}.before{which}.{name}")  # noqa: E731
+        def before(name: str) -> Tensor:
+            return repq(f"{case}.before{which}.{name}")
+
         bits = int(case[-1])
         x = F.layer_norm(repq("reparam.x"), (12,), before("gamma"), before("beta"))
         of_x = Uniform(before("act_scale"), before("act_zero_point").int(), bits)

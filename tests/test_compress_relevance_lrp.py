@@ -97,7 +97,7 @@ def test_public_relevance_is_reproduced(golden: dict[str, np.ndarray], golden_gr
     for part, relevance in found.items():
         wanted = golden[f"{kind}.R_{part}"]
         np.testing.assert_allclose(relevance.detach(), wanted, atol=1e-4 if "100" in kind else 1e-5, rtol=0)
-    pixels = pixel_relevance(graph, torch.tensor(golden["x"]), start)
+    pixels = pixel_relevance(graph.run, torch.tensor(golden["x"]), start)
     torch.testing.assert_close(pixels, found["input"].sum(1).detach())
     if f"{kind}.patch_relevance" in golden:
         patches = F.avg_pool2d(pixels[:, None], 8)[:, 0] * 64
@@ -109,7 +109,7 @@ def test_sites_add_up_to_what_the_public_relevance_adds_up_to(
 ) -> None:
     target = torch.tensor(golden["target"])
     batches = torch.tensor(golden["x"]).split(1)
-    of_each = [lrp(golden_graph, [x], lambda out, t=t: out[:, t]) for x, t in zip(batches, target, strict=True)]  # type: ignore[misc]
+    of_each = [lrp(golden_graph, [x], lambda out, t=t: out[:, t]) for x, t in zip(batches, target, strict=True)]
     signed = golden["attnlrp.R_input"].sum((1, 2, 3))
     for scores, total in zip(of_each, signed, strict=True):
         assert scores["patch_embed.proj/conv/input"].signed == pytest.approx(total, abs=1e-4)
@@ -249,8 +249,8 @@ def test_gamma_worked_by_hand() -> None:
         ([1.0, 2.0], [0.0, 0.0]),  # z = 0
     ]
     matrices = [torch.tensor([weight]) for weight, _ in worked]
-    linear: list[Function] = [lambda x, w=w: F.linear(x, w) for w in matrices]  # type: ignore[misc]
-    convolutions: list[Function] = [lambda x, w=w: F.conv2d(x, w.view(1, 2, 1, 1)) for w in matrices]  # type: ignore[misc]
+    linear: list[Function] = [lambda x, w=w: F.linear(x, w) for w in matrices]
+    convolutions: list[Function] = [lambda x, w=w: F.conv2d(x, w.view(1, 2, 1, 1)) for w in matrices]
     of_linear = input_relevances(linear, x, LrpRules(linear_gamma=1.0))
     of_convolutions = input_relevances(convolutions, x.view(1, 2, 1, 1), LrpRules(conv_gamma=1.0))
     for (_, wanted), (first, _), (second, _) in zip(worked, of_linear, of_convolutions, strict=True):
@@ -284,7 +284,9 @@ def test_conservation_through_a_transformer_without_constants(plain: Graph) -> N
     with torch.no_grad():
         start = logit(plain.run(PIXELS)).item()
     for rules, apart in ((CP, 1e-4), (LrpRules(Attention.CP_LRP, 0.25, 0.05), 1e-3), (ATTN, 0.05)):
-        assert pixel_relevance(lrp_graph(plain, rules), PIXELS, logit).sum().item() == pytest.approx(start, rel=apart)
+        assert pixel_relevance(lrp_graph(plain, rules).run, PIXELS, logit).sum().item() == pytest.approx(
+            start, rel=apart
+        )
 
 
 def test_constants_absorb_all_that_is_missing_in_a_transformer(
@@ -302,7 +304,7 @@ def test_constants_absorb_all_that_is_missing_in_a_transformer(
 def test_conservation_through_a_convolutional_network_without_biases() -> None:
     torch.manual_seed(0)
     stem, norm, head = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1, bias=False)
-    norm.running_var.copy_(torch.rand(8) + 0.5)  # type: ignore[union-attr]
+    norm.running_var.copy_(torch.rand(8) + 0.5)
     model = nn.Sequential(stem, norm, nn.Hardswish(), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1), head, nn.Flatten())
     pixels = torch.rand(1, 3, 8, 8)
     graph = capture(model, pixels, free=ONE_SIZE)

@@ -71,8 +71,8 @@ def test_pixels_by_hand_and_the_colour_that_says_nothing() -> None:
     graph = capture(nn.Sequential(nn.Conv2d(3, 1, 1), nn.Flatten()), torch.rand(1, 3, 2, 2), free=frozenset())
     weight = graph.module.get_submodule("0").weight.detach()[:, :, 0, 0]
     pixels = torch.rand(1, 3, 2, 2)
-    torch.testing.assert_close(pixel_relevance(graph, pixels, total), torch.einsum("bchw,kc->bhw", pixels, weight))
-    none = pixel_relevance(graph, pixels, total, blank=pixels)
+    torch.testing.assert_close(pixel_relevance(graph.run, pixels, total), torch.einsum("bchw,kc->bhw", pixels, weight))
+    none = pixel_relevance(graph.run, pixels, total, blank=pixels)
     assert none.abs().max() == 0
 
 
@@ -145,7 +145,7 @@ def test_one_pixel() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.GELU(), nn.Conv2d(4, 2, 3, padding=1), nn.Flatten())
     graph = capture(model, torch.rand(1, 3, 1, 1), free=frozenset())
     pixels = torch.rand(1, 3, 1, 1)
-    assert pixel_relevance(lrp_graph(graph), pixels, total).shape == (1, 1, 1)
+    assert pixel_relevance(lrp_graph(graph).run, pixels, total).shape == (1, 1, 1)
     for method in METHODS:
         assert all(math.isfinite(score.magnitude) for score in method(graph, [pixels], total).values())
 
@@ -169,7 +169,7 @@ def test_the_site_of_a_nan_is_named() -> None:
     with pytest.raises(InputError, match=r"of the gradient at the site 'first/linear/weight'"):
         gradient_times_activation(graph, [torch.ones(1, 2)], total)
     with pytest.raises(InputError, match="got NaN or infinity at the pixels; is the image finite"):
-        pixel_relevance(graph, torch.ones(1, 2), total)
+        pixel_relevance(graph.run, torch.ones(1, 2), total)
     assert lrp(graph, [torch.ones(1, 2)], total)["first/linear/weight"] == Score(0.0, 0.0, 0.0)
 
 

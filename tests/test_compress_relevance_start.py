@@ -131,7 +131,7 @@ def test_a_segmenter_from_its_classes_to_its_pixels() -> None:
     def start(output: QueryOutput) -> Tensor:
         return classes(model.spec, 1)(output)
 
-    heat = pixel_relevance(propagating, pixels, start, blank=model.mean)
+    heat = pixel_relevance(propagating.run, pixels, start, blank=model.mean)
     assert heat.shape == (1, 32, 48)
     scores = lrp(graph, [pixels], start)
     assert list(scores) == [site.key for site in graph.sites]

@@ -150,9 +150,7 @@ def _relevance(
 ) -> Float[Tensor, "H W"]:
     model = loaded.model
     if method is Method.GRADIENT:
-        image = pixels.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(begin(model(image)).sum(), [image])
-        return ((pixels - model.mean) * gradient).sum(dim=1)[0]
+        return pixel_relevance(model, pixels, begin, model.mean)[0]
     from denselab.compress.relevance.lrp import Attention, LrpRules, lrp_graph
 
     match method:
@@ -166,7 +164,7 @@ def _relevance(
         graph = lrp_graph(capture(model, pixels, free=frozenset()), rules)
     except InputError as error:
         raise InputError(f"{error}; or explain it by gradient, which takes any model") from error
-    return pixel_relevance(graph, pixels, begin, model.mean)[0]
+    return pixel_relevance(graph.run, pixels, begin, model.mean)[0]
 
 
 def _at_photo_size(relevance: Float[Tensor, "h w"], hw: tuple[int, int]) -> NDArray[np.float32]:

@@ -63,9 +63,9 @@ class FitOptions:
 
     data: Annotated[str, About("Data folder, or the YAML that describes it.")] = ""
     out: Annotated[str, About("Run folder: checkpoints, logs, pictures, run.yaml.")] = ""
-    task: Annotated[str, About("semantic, instance, panoptic, depth, normals, or a sum: panoptic+0.3*depth.")] = (
-        "semantic"
-    )
+    task: Annotated[
+        str, About("semantic, instance, panoptic, depth, normals, or a sum such as panoptic+0.3*depth.")
+    ] = "semantic"
     model: Annotated[str, About("Architecture (denselab catalog lists them).")] = "deeplabv3plus"
     backbone: Annotated[str | None, About("Backbone: a timm model.", unset="the model's own")] = None
     pretrained: Annotated[bool, About("Start from timm's pretrained backbone.")] = False

@@ -39,6 +39,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, fx
 
+from denselab.compress.edit import GraphEdit
 from denselab.compress.graph import Graph
 from denselab.compress.relevance.scores import (
     Batches,
@@ -84,20 +85,16 @@ def lrp_graph(graph: Graph, rules: LrpRules = LrpRules()) -> Graph:
     Raises InputError, naming operator and module, for an operation that no rule is known for and that is not linear in
     what depends on the image.
     """
-    copied = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    copied.output(copied.graph_copy(graph.module.graph, copies))
-    copied.set_codegen(cast("Any", graph.module.graph)._codegen)
+    edit = GraphEdit(graph)
     held = _logits_of_attention(graph) if rules.attention is Attention.CP_LRP else set[fx.Node]()
     rewriter = _Rewriter(rules, held)
     for node in graph.module.graph.nodes:
-        if node in copies:
-            rewriter.rewrite(node, copies[node])
+        rewriter.rewrite(node, edit.nodes[node])
     places = {
-        key: tuple(Place(copies[place.node], place.argument) for place in found)
+        key: tuple(Place(edit.nodes[place.node], place.argument) for place in found)
         for key, found in graph.found.places.items()
     }
-    return replace(graph, module=fx.GraphModule(graph.module, copied), found=replace(graph.found, places=places))
+    return replace(graph, module=fx.GraphModule(graph.module, edit.graph), found=replace(graph.found, places=places))
 
 
 class _Rewriter:

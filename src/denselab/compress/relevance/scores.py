@@ -77,18 +77,19 @@ def fisher_diagonal(graph: Graph, batches: Batches, start: Start, keys: Sequence
 
 
 def pixel_relevance(
-    graph: Graph, pixels: Float[Tensor, "B 3 H W"], start: Start, blank: Tensor | float = 0.0
+    run: Callable[[Tensor], Any], pixels: Float[Tensor, "B 3 H W"], start: Start, blank: Tensor | float = 0.0
 ) -> Float[Tensor, "B H W"]:
     """(x - blank) * df/dx of the image itself, summed over its channels: which pixels made the model say so.
 
-    Of a graph with the rules of relevance propagation (`lrp.lrp_graph`) it is their heat map. blank: the colour that
+    run: a model, or `Graph.run`; of a graph with the rules of relevance propagation (`lrp.lrp_graph`) it is their heat
+    map. blank: the colour that
     says nothing, broadcast to the image: the mean of a model that normalises images itself (`Trunk.mean`), which then
     sees zeros there; 0 for one that takes normalised images.
     Raises InputError where it is NaN or infinite.
     """
     with torch.enable_grad():
         image = pixels.detach().requires_grad_()
-        begin = _begun(start, graph.run(image))
+        begin = _begun(start, run(image))
         (gradient,) = torch.autograd.grad(begin, [image], allow_unused=True, materialize_grads=True)
     relevance = ((pixels - blank) * gradient).sum(dim=1)
     if not relevance.isfinite().all():
