@@ -254,6 +254,24 @@ PROOFS: dict[str, Proof] = {
         eight_photos, {**PHOTOS, "model": "kmax", "norm": "group", "queries": 64}, 35, {"pq": 0.90}
     ),
     "photos_panoptic_deeplab": Proof(eight_photos, {**PHOTOS, "model": "panoptic_deeplab"}, 28, {"pq": 0.90}),
+    "camvid_semantic_vit": Proof(
+        shared("camvid"),
+        {
+            "task": "semantic",
+            "model": "dpt",
+            "backbone": "vit_tiny_patch16_224",
+            "width": 64,
+            "batch_size": 8,
+            "crop": "240x192",
+            "lr": 5e-4,
+            "jitter": 0.3,
+            "zoom_min": 0.5,
+            "zoom_max": 1.2,
+            "clip_norm": 1.0,
+        },
+        25,
+        {"miou": None},
+    ),
     "room_depth_dpt": Proof(
         shared("room"),
         {**TRAINING, "task": "depth", "model": "dpt", "max_depth": 5.0, "crop": "320x240"},

@@ -111,7 +111,7 @@ def test_offsets_are_in_px_and_centres_begin_rare() -> None:
         if bias is not None:
             predictor[-1].bias.copy_(bias)
     masks = head((torch.rand(1, 6, 2, 3), torch.rand(1, 4, 2, 3))).mask_logits
-    torch.testing.assert_close(masks[:, 3].sigmoid(), torch.full((1, 2, 3), 0.1))
+    torch.testing.assert_close(masks[:, 3].sigmoid(), torch.full((1, 2, 3), 0.01))
     assert masks[:, -2].unique().tolist() == [4]
     assert masks[:, -1].unique().tolist() == [-8]
 

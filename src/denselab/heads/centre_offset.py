@@ -23,7 +23,7 @@ class CentreOffsetHead(nn.Module):
     The offset leaves in input px and is learned in cells of the grid, as the authors' code learns it: a network
     whose numbers are around 1 need not learn to say 200.
     Deviation: the heat of a centre is the sigmoid of its logit, where the paper regresses it directly; it begins at
-    0.1 everywhere, because almost no pixel is a centre.
+    0.01 everywhere, because almost no pixel is a centre, and so that a head that has learned nothing finds none.
     Raises InputError for maps of different strides.
     """
 
@@ -36,7 +36,7 @@ class CentreOffsetHead(nn.Module):
             )
         semantic, instance, self.stride = inputs[0].channels, inputs[-1].channels, inputs[0].stride
         self.classify = _predictor(semantic, semantic, num_classes)
-        self.centre = _predictor(instance, instance_width, 1, bias=-math.log(9))
+        self.centre = _predictor(instance, instance_width, 1, bias=-math.log(99))
         self.offset = _predictor(instance, instance_width, 2)
         channels = num_classes + 3
         self.spec = HeadSpec(channels, channels, self.stride, MaskNorm.SOFTMAX, ValueKind.CENTRE_OFFSET)
