@@ -169,8 +169,16 @@ def test_softmax_of_equal_inputs_and_of_one() -> None:
     for level in (-(2**30), -128, 0, 2**30):
         assert both(shiftmax, np.full((2, 4), level, np.int32), shiftmax_for(0.1)).tolist() == [[31] * 4] * 2
     assert both(shiftmax, np.array([[-5]], np.int32), shiftmax_for(0.1)).tolist() == [[127]]
-    # x0 -80: e = S = 80 2^15, F = 819 of 819.2, e F >> 16 = 32760
-    assert both(shiftmax, np.array([-5], np.int32), shiftmax_for(0.1, 16)).tolist() == [32760]
+    assert both(shiftmax, np.array([-5], np.int32), shiftmax_for(0.1, 16)).tolist() == [32767]
+    # x0 -10: e = S = 10 2^15, F = 6553 of 6553.6, e F >> 16 = 32765
+    assert both(shiftmax, np.array([-5], np.int32), shiftmax_for(0.1, 16, as_published=True)).tolist() == [32765]
+
+
+def test_softmax_of_a_long_flat_row_still_sums_to_one() -> None:
+    q = np.zeros((1, 200), np.int32)
+    sums = [both(shiftmax, q, shiftmax_for(0.008, 16, published)).sum() / 2**15 for published in (False, True)]
+    assert 0.99 < sums[0] <= 1
+    assert sums[1] < 0.8
     assert both(shiftmax, np.zeros((1, 70000), np.int8), shiftmax_for(0.1)).max() == 0  # the sum is capped
 
 

@@ -19,7 +19,7 @@ from compress_models import WIDTH, SmallNetwork, captured, images, small_graph
 from denselab.compress.fold_layer_norms import fold_layer_norms, foldable_norms
 from denselab.compress.fold_norms import fold_norms
 from denselab.compress.graph import Graph
-from denselab.compress.methods.method import Method
+from denselab.compress.methods.method import Calibration, Method
 from denselab.compress.methods.min_max import MIN_MAX
 from denselab.compress.methods.repq_vit import REPQ_VIT, norm_fold
 from denselab.compress.observe import Stats, observe
@@ -38,7 +38,7 @@ CALIBRATION = 64
 
 def quantize(graph: Graph, stats: Stats, method: Method, weights: int, activations: int) -> QuantizedGraph:
     plan = QuantPlan.make(graph, method.name, method.spec, equal_bits(graph, weights, activations))
-    return method.quantize(graph, stats, plan, ())
+    return method.quantize(graph, stats, plan, Calibration(()))
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
@@ -175,7 +175,7 @@ def test_folded_inputs_have_the_codes_of_their_channels(exact_graph: Graph) -> N
     found = norm_fold(norm, stats, plan)
     assert found is not None
     key = "query/linear/input"
-    quantized = REPQ_VIT.quantize(exact_graph, stats, plan, ())
+    quantized = REPQ_VIT.quantize(exact_graph, stats, plan, Calibration(()))
     seen: dict[str, Tensor] = {}
     pixels = images(8, dtype=torch.float64)
     exact_graph.run(pixels, hooks={key: lambda x: seen.update(before=x) or x})
@@ -199,7 +199,7 @@ def test_readers_of_one_norm_may_have_other_bits(exact_graph: Graph) -> None:
     plan = replace(
         plan, specs={**plan.specs, "value/linear/input": QuantSpec(8, Grid.UNIFORM, Granularity.PER_CHANNEL)}
     )
-    quantized = REPQ_VIT.quantize(exact_graph, stats, plan, ())
+    quantized = REPQ_VIT.quantize(exact_graph, stats, plan, Calibration(()))
     query, key, value = (quantized.quantizers[f"{name}/linear/input"] for name in ("query", "key", "value"))
     assert isinstance(query, Uniform)
     assert isinstance(key, Uniform)
@@ -222,7 +222,7 @@ def test_grids_that_a_method_cannot_fit(exact_graph: Graph) -> None:
         spec = QuantSpec(4, Grid.SULQ)
         plan = QuantPlan(exact_graph.model, method.name, frozenset(), {"widen/linear/input": spec})
         with pytest.raises(InputError, match=rf"widen/linear/input: grid: {method.name} cannot fit sulq"):
-            method.quantize(exact_graph, stats, plan, ())
+            method.quantize(exact_graph, stats, plan, Calibration(()))
 
 
 # A trained model

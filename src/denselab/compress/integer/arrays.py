@@ -4,10 +4,12 @@ Both round `>>` and `//` toward minus infinity, wrap int32 silently, and keep in
 written over these therefore gives the same integers from an array as from a tensor.
 """
 
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -40,6 +42,41 @@ def row_sum(x: Integers) -> Integers:
     if isinstance(x, Tensor):
         return x.sum(dim=-1, keepdim=True, dtype=x.dtype)
     return x.sum(axis=-1, dtype=x.dtype, keepdims=True)
+
+
+def sum_over(x: Integers, axes: tuple[int, ...], keep: bool) -> Integers:
+    """Sum over some axes, in the type of x."""
+    if isinstance(x, Tensor):
+        return x.sum(dim=axes, keepdim=keep, dtype=x.dtype)
+    return np.asarray(x.sum(axis=axes, dtype=x.dtype, keepdims=keep))
+
+
+def permuted(x: Integers, order: tuple[int, ...]) -> Integers:
+    """Axes in another order."""
+    return x.permute(order) if isinstance(x, Tensor) else x.transpose(order)
+
+
+def joined(parts: Sequence[Integers], axis: int) -> Integers:
+    """One after another along an axis."""
+    found = cast("Any", parts)
+    return cast("Any", torch.cat(found, axis) if isinstance(parts[0], Tensor) else np.concatenate(found, axis))
+
+
+def expanded(x: Integers, shape: tuple[int, ...]) -> Integers:
+    """Repeated along axes of length one."""
+    return x.expand(shape) if isinstance(x, Tensor) else np.broadcast_to(x, shape)
+
+
+def padded(x: Integers, widths: tuple[tuple[int, int], ...], value: int) -> Integers:
+    """So many copies of a value before and after, along every axis."""
+    if isinstance(x, Tensor):
+        return F.pad(x, [width for pair in reversed(widths) for width in pair], value=value)
+    return np.pad(x, widths, constant_values=value)
+
+
+def greater(x: Integers, y: Integers) -> Integers:
+    """The greater of two, for every element."""
+    return x.maximum(cast("Tensor", y)) if isinstance(x, Tensor) else np.maximum(x, y)
 
 
 def like(values: NDArray[np.integer[Any]], x: Integers) -> Integers:

@@ -8,8 +8,8 @@ What ONNX (opset 20) has no signed operator for is put together exactly:
 - Min, Max and Clip of int64 are Where and Less: on x86-64 ONNX Runtime gives the wrong operand where the two differ in
   some of their upper halves (seen in 1.31; microsoft/onnxruntime#25280). Those of int32 are right.
 
-LayerNorm and requantization need int64. The CPU plugin of OpenVINO (2026.4) computes it in int32, so that its integers
-are wrong there.
+Softmax, LayerNorm and requantization need int64. The CPU plugin of OpenVINO (2026.4) computes it in int32, so that its
+integers are wrong there.
 
 A subgraph checks no bounds: the caller keeps inputs within those that the operators state. All take any signed integer
 type and return int32.
@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from denselab.compress.integer.arrays import INT32_MOST
@@ -52,24 +52,27 @@ class IntegerGraph:
 
     def int32(self, values: ArrayLike) -> str:
         """A constant; the same one is stored once."""
-        return self._constant(np.asarray(values, np.int32))
+        return self.constant(np.asarray(values, np.int32))
 
     def int64(self, values: ArrayLike) -> str:
         """A constant; the same one is stored once."""
-        return self._constant(np.asarray(values, np.int64))
+        return self.constant(np.asarray(values, np.int64))
 
-    def _constant(self, values: np.ndarray) -> str:
+    def constant(self, values: NDArray[np.integer[Any]]) -> str:
+        """A constant of its own integer type; the same one is stored once."""
         key = (values.dtype.name, values.shape, values.tobytes())
         if key not in self._constants:
             self._constants[key] = f"{self.prefix}_{values.dtype.name}_{len(self._constants)}"
             self.initializers.append(numpy_helper.from_array(values, self._constants[key]))
         return self._constants[key]
 
-    def to_model(self, inputs: Mapping[str, Shape], outputs: Mapping[str, Shape]) -> ModelProto:
-        """A model of int32 inputs and outputs of these shapes; None is any size."""
+    def to_model(
+        self, inputs: Mapping[str, Shape], outputs: Mapping[str, Shape], input_type: int = TensorProto.INT32
+    ) -> ModelProto:
+        """A model of inputs of one integer type and int32 outputs of these shapes; None is any size."""
         given, returned = (
-            [helper.make_tensor_value_info(name, TensorProto.INT32, shape) for name, shape in end.items()]
-            for end in (inputs, outputs)
+            [helper.make_tensor_value_info(name, kind, shape) for name, shape in end.items()]
+            for end, kind in ((inputs, input_type), (outputs, TensorProto.INT32))
         )
         graph = helper.make_graph(self.nodes, self.prefix, given, returned, self.initializers)
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=_IR_VERSION)
@@ -79,9 +82,11 @@ def add_shiftmax(graph: IntegerGraph, q: str, constants: Shiftmax) -> str:
     """Nodes of `shiftmax`."""
     q = graph.add("Cast", q, to=TensorProto.INT32)
     exps = _shift_exp(graph, graph.add("Sub", q, _row_max(graph, q)), constants.exp)
-    wide = graph.add("ReduceSum", graph.add("Cast", exps, to=TensorProto.INT64), graph.int64([-1]))
-    total = graph.add("Cast", _lesser(graph, wide, graph.int64(INT32_MOST)), to=TensorProto.INT32)
-    return _quotient(graph, exps, total, constants.output_bits)
+    exps, one = graph.add("Cast", exps, to=TensorProto.INT64), graph.int64(2**constants.reciprocal_bits - 1)
+    total = _lesser(graph, graph.add("ReduceSum", exps, graph.int64([-1])), one)
+    shares = graph.add("Mul", exps, graph.add("Div", one, total))
+    divisor = graph.int64(2 ** (constants.reciprocal_bits + 1 - constants.output_bits))
+    return graph.add("Cast", graph.add("Div", shares, divisor), to=TensorProto.INT32)
 
 
 def add_shiftgelu(graph: IntegerGraph, q: str, constants: ShiftGELU) -> str:
@@ -90,7 +95,9 @@ def add_shiftgelu(graph: IntegerGraph, q: str, constants: ShiftGELU) -> str:
     top = graph.add("Max", _row_max(graph, q) if constants.row_maximum else q, graph.int32(0))
     exps = _shift_exp(graph, graph.add("Sub", q, top), constants.exp)
     exps_of_zero = _shift_exp(graph, graph.add("Neg", top), constants.exp)
-    sigmoids = _quotient(graph, exps, graph.add("Add", exps, exps_of_zero), constants.output_bits)
+    factor = graph.add("Div", graph.int32(INT32_MOST), graph.add("Add", exps, exps_of_zero))
+    divisor = graph.int32(1 << (32 - constants.output_bits))
+    sigmoids = graph.add("Div", graph.add("Mul", exps, factor), divisor)  # nothing is negative
     return graph.add("Mul", q, sigmoids)
 
 
@@ -138,12 +145,6 @@ def _shift_exp(graph: IntegerGraph, q: str, exp: ShiftExp) -> str:
     return graph.add("Cast", shifted, to=TensorProto.INT32)
 
 
-def _quotient(graph: IntegerGraph, exps: str, total: str, output_bits: int) -> str:
-    """Share of the total in codes; nothing is negative."""
-    factor = graph.add("Div", graph.int32(INT32_MOST), total)
-    return graph.add("Div", graph.add("Mul", exps, factor), graph.int32(1 << (32 - output_bits)))
-
-
 def _row_max(graph: IntegerGraph, q: str) -> str:
     return graph.add("ReduceMax", q, graph.int64([-1]))
 
@@ -156,12 +157,13 @@ def _rounded_mean(graph: IntegerGraph, q: str, count: int) -> str:
 
 
 def _integer_sqrt(graph: IntegerGraph, squares: str, steps: int) -> str:
+    """The root of 0 is 1, as that of 1 is; above it no step leads to 0."""
     one, two, start = (graph.int64(value) for value in (1, 2, NEWTON_START))
-    first = graph.add("Add", graph.add("Div", squares, start), start)
-    root = _greater(graph, graph.add("Div", first, two), one)
+    squares = _greater(graph, squares, one)
+    root = graph.add("Div", graph.add("Add", graph.add("Div", squares, start), start), two)
     for _ in range(steps - 1):
         both = graph.add("Add", graph.add("Div", squares, root), root)
-        root = _greater(graph, _lesser(graph, graph.add("Div", both, two), root), one)
+        root = _lesser(graph, graph.add("Div", both, two), root)
     return root
 
 

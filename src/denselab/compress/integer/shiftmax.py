@@ -1,30 +1,36 @@
 """Shiftmax: softmax in integers (I-ViT, Li & Gu, ICCV 2023, arXiv:2207.01405, section 3.3, algorithm 1).
 
-With e the shift exponential, n = 15, of q minus its row's maximum, and S = min(sum e, 2^31 - 1):
+With e the shift exponential, n = 15, of q minus its row's maximum, and S = sum e:
 
-    F = floor((2^31 - 1) / S),    p = (e F) >> (32 - bits),    of scale 2^-(bits - 1)
+    F = floor((2^46 - 1) / S),    p = (e F) >> (47 - bits),    of scale 2^-(bits - 1)
 
-int32 but for the sum, which is int64 until it is capped: e F < 2^31, as e <= S. Rounding is down, twice: codes end at
-2^(bits - 1) - 1, and a row may sum to less than one. The second costs at most -x0 / 512 codes of 8 bits, and so does
-the cap. Source: zkkli/I-ViT@380ba99 models/quantization_utils/quant_modules.py (IntSoftmax).
+e F < 2^46, as e <= S. Rounding is down, twice: codes end at 2^(bits - 1) - 1, and a row sums to less than one.
+Source: zkkli/I-ViT@380ba99 models/quantization_utils/quant_modules.py (IntSoftmax).
+
+Deviation, undone by `as_published`: the published F is floor((2^31 - 1) / S), with S capped there, for an int32
+product. In a flat row of 200 codes S is near 2^30, F is 2 where 2.6 was meant, and the row sums to 0.8. The product
+here is int64, as that of a requantization.
 """
 
 from dataclasses import dataclass
 
-from denselab.compress.integer.arrays import INT32_MOST, Integers, checked, int32, int64, row_max, row_sum
+from denselab.compress.integer.arrays import Integers, checked, int32, int64, row_max, row_sum
 from denselab.compress.integer.shift_exp import ShiftExp, shift_exp, shift_exp_for
 from denselab.errors import InputError
 
 MOST_INPUT = 2**30
 SHIFT = 15
+_RECIPROCAL_BITS = 46
+_PUBLISHED_RECIPROCAL_BITS = 31
 
 
 @dataclass(frozen=True)
 class Shiftmax:
-    """Constants of a Shiftmax for one scale of its input."""
+    """Constants of a Shiftmax for one scale of its input. reciprocal_bits: F is so many ones over the sum."""
 
     exp: ShiftExp
     output_bits: int
+    reciprocal_bits: int
 
     @property
     def output_scale(self) -> float:
@@ -33,12 +39,13 @@ class Shiftmax:
 
 
 def shiftmax_for(scale: float, output_bits: int = 8, as_published: bool = False) -> Shiftmax:
-    """Constants for logits of this scale; as_published: with the published exponential (see shift_exp.py).
+    """Constants for logits of this scale; as_published: with the published F and exponential (see shift_exp.py).
 
     Raises InputError for a scale that is no positive number or too fine for int32, and for bits other than 2 to 16.
     """
     check_bits(output_bits)
-    return Shiftmax(shift_exp_for(scale, SHIFT, as_published), output_bits)
+    exp = shift_exp_for(scale, SHIFT, as_published)
+    return Shiftmax(exp, output_bits, _PUBLISHED_RECIPROCAL_BITS if as_published else _RECIPROCAL_BITS)
 
 
 def check_bits(output_bits: int) -> None:
@@ -53,6 +60,7 @@ def shiftmax(q: Integers, constants: Shiftmax) -> Integers:
     Raises InputError for larger codes.
     """
     q = int32(checked("logits", q, MOST_INPUT))
-    exps = shift_exp(q - row_max(q), constants.exp)
-    total = int32(row_sum(int64(exps)).clip(max=INT32_MOST))
-    return (exps * (INT32_MOST // total)) >> (32 - constants.output_bits)
+    exps = int64(shift_exp(q - row_max(q), constants.exp))
+    one = 2**constants.reciprocal_bits - 1
+    factor = one // row_sum(exps).clip(max=one)
+    return int32((exps * factor) >> (constants.reciprocal_bits + 1 - constants.output_bits))

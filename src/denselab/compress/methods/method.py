@@ -1,6 +1,6 @@
 """What a method is: how it treats each kind of site, and how it fits a plan to a network."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -11,12 +11,30 @@ from denselab.compress.observe import Stats, weights
 from denselab.compress.plan import QuantPlan, QuantSpec, kept_axes
 from denselab.compress.quantizers import Quantizer
 from denselab.compress.ranges import extremes
+from denselab.compress.relevance.scores import Batches
+from denselab.compress.relevance.sensitivity import Change, squared_change
 from denselab.compress.simulate import QuantizedGraph
 from denselab.compress.sites import QuantSite
 from denselab.errors import InputError
 
-Batches = Iterable[Float[Tensor, "B 3 H W"]]
-"""Calibration images, as the captured model takes them; every loop over them starts anew."""
+
+def _silent(text: str) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a method may look at beside the statistics.
+
+    batches: the images that were observed, as the captured model takes them; every loop over them starts anew.
+    change: how far an answer is from the float model's, and what a method that optimises makes small. seed: of all that
+    is drawn at random. say: is told how far the work is.
+    """
+
+    batches: Batches
+    change: Change = squared_change
+    seed: int = 0
+    say: Callable[[str], None] = _silent
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,12 +60,12 @@ class Method:
     """A published way to quantize a trained network.
 
     name: as in plans and on the command line. spec: what it does with a site at so many bits. quantize: folds and fits
-    what a plan says; the batches are those that were observed, for methods that look at outputs too.
+    what a plan says.
     """
 
     name: str
     spec: Callable[[QuantSite, int], QuantSpec]
-    quantize: Callable[[Graph, Stats, QuantPlan, Batches], QuantizedGraph]
+    quantize: Callable[[Graph, Stats, QuantPlan, Calibration], QuantizedGraph]
 
 
 def fitted(graph: Graph, stats: Stats, plan: QuantPlan, fit: Fit) -> dict[str, Quantizer]:

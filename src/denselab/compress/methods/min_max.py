@@ -8,7 +8,7 @@ symmetric per output channel.
 import torch
 
 from denselab.compress.graph import Graph
-from denselab.compress.methods.method import Batches, Method, Seen, fitted, unfit
+from denselab.compress.methods.method import Calibration, Method, Seen, fitted, unfit
 from denselab.compress.observe import Stats
 from denselab.compress.plan import Granularity, Grid, QuantPlan, QuantSpec, finest
 from denselab.compress.quantizers import Log2, LogSqrt2, Quantizer
@@ -24,7 +24,7 @@ def spec(site: QuantSite, bits: int) -> QuantSpec:
     return QuantSpec(bits, Grid.UNIFORM, Granularity.PER_TENSOR, symmetric=False)
 
 
-def quantize(graph: Graph, stats: Stats, plan: QuantPlan, batches: Batches = ()) -> QuantizedGraph:
+def quantize(graph: Graph, stats: Stats, plan: QuantPlan, calibration: Calibration) -> QuantizedGraph:
     """Fit a plan. Raises InputError as `fitted`, and for grids whose parameters extremes do not say."""
     return QuantizedGraph(graph, plan, fitted(graph, stats, plan, fit))
 

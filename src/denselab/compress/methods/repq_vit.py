@@ -12,20 +12,31 @@ read, at the bits of the first; a reader with other bits gets a range of its own
 blocks; here it is every LayerNorm that a layer reads, found in the graph.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from denselab.compress.fold_layer_norms import FoldableNorm, fold_layer_norms, foldable_norms
 from denselab.compress.graph import Graph
-from denselab.compress.methods.method import Batches, Method, Seen, fitted, unfit
+from denselab.compress.methods.method import Calibration, Method, Seen, fitted, unfit
 from denselab.compress.observe import SiteStats, Stats
 from denselab.compress.plan import Granularity, Grid, QuantPlan, QuantSpec, finest
 from denselab.compress.quantizers import ChannelFold, LogSqrt2, Quantizer, Uniform, channel_fold
 from denselab.compress.ranges import affine, least_error, percentile_ranges, percentile_scales, symmetric
 from denselab.compress.simulate import QuantizedGraph
 from denselab.compress.sites import Operand, QuantSite, Source
+
+Clip = Callable[[FoldableNorm, Float[Tensor, "rows C"], Bool[Tensor, "C"], Uniform], Uniform]
+"""What a norm's quantizer per channel becomes before it is made one per tensor: from the norm, a sample of it, which of
+its channels move, and the quantizer as calibrated, [1, C]."""
+
+
+def as_calibrated(norm: FoldableNorm, rows: Tensor, moves: Tensor, per_channel: Uniform) -> Uniform:
+    """The `Clip` that changes nothing."""
+    return per_channel
 
 
 def spec(site: QuantSite, bits: int) -> QuantSpec:
@@ -35,10 +46,15 @@ def spec(site: QuantSite, bits: int) -> QuantSpec:
     return QuantSpec(bits, Grid.UNIFORM, finest(site) if site.is_weight else Granularity.PER_TENSOR)
 
 
-def quantize(graph: Graph, stats: Stats, plan: QuantPlan, batches: Batches = ()) -> QuantizedGraph:
+def quantize(graph: Graph, stats: Stats, plan: QuantPlan, calibration: Calibration) -> QuantizedGraph:
     """Change the norms, then fit what the plan says. Raises InputError as `fitted`, and for grids it cannot fit."""
+    return reparameterized(graph, stats, plan, as_calibrated)
+
+
+def reparameterized(graph: Graph, stats: Stats, plan: QuantPlan, clip: Clip) -> QuantizedGraph:
+    """`quantize` for methods that differ in what they do with a norm's channels."""
     plan.check(graph.site_list())
-    found = {norm: fold for norm in foldable_norms(graph) if (fold := norm_fold(norm, stats, plan)) is not None}
+    found = {norm: fold for norm in foldable_norms(graph) if (fold := norm_fold(norm, stats, plan, clip)) is not None}
     folded = fold_layer_norms(graph, [(norm, fold) for norm, (_, fold) in found.items()])
     changed = {
         reader.site.key: (bits, reader.per_input(fold))
@@ -56,7 +72,9 @@ def quantize(graph: Graph, stats: Stats, plan: QuantPlan, batches: Batches = ())
     return QuantizedGraph(folded, plan, fitted(folded, Stats(stats.model, stats.images, sites), plan, fit_changed))
 
 
-def norm_fold(norm: FoldableNorm, stats: Stats, plan: QuantPlan) -> tuple[int, ChannelFold] | None:
+def norm_fold(
+    norm: FoldableNorm, stats: Stats, plan: QuantPlan, clip: Clip = as_calibrated
+) -> tuple[int, ChannelFold] | None:
     """The bits a norm is calibrated at per channel, and the change that makes it one scale and zero point.
 
     None where no reader is planned so, and for a norm that never moves.
@@ -71,9 +89,14 @@ def norm_fold(norm: FoldableNorm, stats: Stats, plan: QuantPlan) -> tuple[int, C
         return None
     ranges = [*percentile_ranges(rows, keep=(1,)), (low.unsqueeze(0), high.unsqueeze(0))]
     per_channel = least_error(rows, [affine(*each, bits, with_zero=False) for each in ranges])
+    return bits, mean_fold(clip(norm, rows, moves, per_channel), moves)
+
+
+def mean_fold(per_channel: Uniform, moves: Bool[Tensor, "C"]) -> ChannelFold:
+    """The change to the mean scale and zero point of the channels that move; per_channel: affine, [1, C]."""
     assert per_channel.zero_point is not None
     scale, zero_point = per_channel.scale.squeeze(0)[moves].mean(), per_channel.zero_point.squeeze(0)[moves]
-    return bits, channel_fold(per_channel, scale, zero_point.to(scale.dtype).mean())
+    return channel_fold(per_channel, scale, zero_point.to(scale.dtype).mean())
 
 
 def fit(site: QuantSite, spec: QuantSpec, seen: Seen) -> Quantizer:

@@ -24,7 +24,7 @@ from denselab.errors import InputError
 from denselab.files import write_json
 
 Batches = Iterable[Float[Tensor, "B 3 H W"]]
-"""Calibration images, as the captured model takes them."""
+"""Calibration images, as the captured model takes them; every loop over them starts anew."""
 
 Start = Callable[[Any], Float[Tensor, "..."]]
 """From what a model returns to the number that is asked about: of every image [B], or of all [] (see `start`)."""
