@@ -60,7 +60,7 @@ class AdaLog:
 
     def codes(self, x: Float[Tensor, "..."]) -> Int[Tensor, "..."]:
         """int32 codes 0..levels - 1; numbers outside the range get its ends. Raises InputError for NaN, infinity."""
-        ratio = ((prepared(x, self.scale) + self.shift) / self.scale).clamp(_LEAST_RATIO, 1)
+        ratio = ((prepared(x, self.scale) + self.shift) / self.scale).clamp(_LEAST_RATIO, 1.0)
         return nearest_codes(-ratio.log2() * DENOMINATOR / self.q, self.levels)
 
     def values(self, codes: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
