@@ -1,0 +1,112 @@
+"""The method of choice: grids that engines compute with, ranges of least error, and reconstruction through the answer.
+
+Uniform everywhere: activations affine per tensor, weights symmetric per output channel (Jacob et al., CVPR 2018), so
+that the integers run as they are. Norms are made per tensor as in RepQ-ViT (`repq_vit`) where that helps: both networks
+are tried. Then every block learns, straight through, the weights, biases, norms and scales for which the rest of the
+float network still gives its answer (`reconstruct`, GLF-Q). What an image that nobody learned from is answered decides:
+the result is the better of before and after, and so never worse than its start there.
+
+Deviations from GLF-Q: `STEPS` steps per block in place of 3000, at rates that suit them; no rotations, no change of
+activations; blocks with 8 bits alone are left as they are.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from denselab.compress.fold_layer_norms import fold_layer_norms, foldable_norms
+from denselab.compress.graph import Graph
+from denselab.compress.methods import min_max
+from denselab.compress.methods.method import Calibration, Method, Seen, fitted, unfit
+from denselab.compress.methods.repq_vit import norm_fold
+from denselab.compress.observe import Stats, observe
+from denselab.compress.plan import Grid, QuantPlan, QuantSpec
+from denselab.compress.quantizers import Quantizer
+from denselab.compress.ranges import SHRINKAGES, affine, grid, least_error, percentile_ranges, symmetric, ternary
+from denselab.compress.reconstruct import Loss, Recipe, StraightThrough, reconstruct, split_images
+from denselab.compress.relevance.sensitivity import Change
+from denselab.compress.simulate import QuantizedGraph
+from denselab.compress.sites import QuantSite
+
+STEPS = 40
+"""Per block; GLF-Q takes 3000."""
+
+IMAGES_PER_STEP = 16
+HELD_SHARE = 0.25
+"""Of the batches of images, of those that nobody learns from; with a single batch it is judged by that."""
+
+RECIPE = Recipe(
+    Loss.ANSWER,
+    StraightThrough(0.01),
+    STEPS,
+    scale_rate=0.01,
+    other_rate=0.002,
+    images_per_step=IMAGES_PER_STEP,
+    below_bits=8,
+)
+
+_SHARES = (0.97, 0.99, 0.999, 0.9999, 0.99999)
+_ACTIVATION_SHRINKAGES = SHRINKAGES[::5]
+
+
+def spec(site: QuantSite, bits: int) -> QuantSpec:
+    """Uniform everywhere, as engines want it."""
+    return min_max.spec(site, bits)
+
+
+def quantize(graph: Graph, stats: Stats, plan: QuantPlan, calibration: Calibration) -> QuantizedGraph:
+    """Fit what the plan says, then reconstruct.
+
+    Raises InputError as `fitted`, for grids that are neither uniform nor ternary, and for no images.
+    """
+    batches = split_images(graph, calibration.batches, IMAGES_PER_STEP, calibration.seed)
+    learned_from = batches[: max(round(len(batches) * (1 - HELD_SHARE)), 1)]
+    held = batches[len(learned_from) :] or batches
+    starts = [QuantizedGraph(graph, plan, fitted(graph, stats, plan, fit))]
+    folds = [(norm, found[1]) for norm in foldable_norms(graph) if (found := norm_fold(norm, stats, plan))]
+    if folds:
+        folded = fold_layer_norms(graph, folds)
+        seen = observe(folded, batches, fewest_images=1, seed=calibration.seed)
+        starts.append(QuantizedGraph(folded, plan, fitted(folded, seen, plan, fit)))
+    start = _best(starts, held, calibration.change)
+    if all(spec.bits >= RECIPE.below_bits for spec in plan.specs.values()):
+        return start
+    done = reconstruct(start, replace(calibration, batches=learned_from), RECIPE, held)
+    return _best([start, done], held, calibration.change)
+
+
+def fit(site: QuantSite, spec: QuantSpec, seen: Seen) -> Quantizer:
+    """The candidate of least squared error, from percentiles, and from the extremes and shares of them."""
+    match spec.grid:
+        case Grid.UNIFORM:
+            uniform = symmetric if spec.symmetric else affine
+            ranges = percentile_ranges(seen.values, _SHARES, seen.keep)
+            shrunk = grid(
+                uniform(seen.low, seen.high, spec.bits), SHRINKAGES if site.is_weight else _ACTIVATION_SHRINKAGES
+            )
+            return least_error(seen.values, [*shrunk, *(uniform(*each, spec.bits) for each in ranges)])
+        case Grid.TERNARY:
+            return ternary(seen.values, seen.keep)
+        case Grid.LOG2 | Grid.LOG_SQRT2 | Grid.ADALOG | Grid.SULQ | Grid.TANQ:
+            raise unfit(AUTO.name, spec)
+
+
+def _best(
+    candidates: Sequence[QuantizedGraph], images: Sequence[Float[Tensor, "B 3 H W"]], change: Change
+) -> QuantizedGraph:
+    """The one that changes the answer least; the first of equals."""
+    if len(candidates) == 1:
+        return candidates[0]
+    with torch.no_grad():
+        wanted = [candidates[0].graph.run(each) for each in images]
+        changes = [
+            torch.cat([change(each.run(pixels), answer) for pixels, answer in zip(images, wanted, strict=True)]).mean()
+            for each in candidates
+        ]
+    return candidates[int(torch.stack(changes).nan_to_num(nan=torch.inf).argmin())]
+
+
+AUTO = Method("auto", spec, quantize)
