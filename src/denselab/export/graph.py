@@ -1,6 +1,8 @@
 """The whole way from a uint8 photo to the answers of all tasks: as one torch module, and as an ONNX graph."""
 
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +47,7 @@ class ArtifactGraph(nn.Module):
         )
 
 
-def to_onnx(graph: ArtifactGraph) -> ModelProto:
+def to_onnx(graph: ArtifactGraph, opset: int = OPSET) -> ModelProto:
     """Input `image`, height and width dynamic, and the graph's outputs; batch norm is folded into convolutions.
 
     Raises InputError for a model that torch cannot trace so.
@@ -54,32 +56,50 @@ def to_onnx(graph: ArtifactGraph) -> ModelProto:
     example = torch.zeros(1, 2 * step + 1, 3 * step + 1, 3, dtype=torch.uint8)
     size = {1: torch.export.Dim("height", min=1), 2: torch.export.Dim("width", min=1)}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns about its own deprecations, of which a user can mend none
-            program = torch.onnx.export(
-                graph.eval(),
-                (example,),
-                dynamo=True,
-                dynamic_shapes={"image": size},
-                input_names=["image"],
-                output_names=list(graph.outputs),
-                opset_version=OPSET,
-                verbose=False,
-            )
-    except Exception as error:  # torch.export has a dozen exception types
+        model = trace(graph, (example,), {"image": size}, ["image"], graph.outputs, opset)
+    except InputError as error:
         at = "any size" if graph.network_hw is None else f"{graph.network_hw[1]}x{graph.network_hw[0]} px"
-        reason = str(error.__cause__ or error).strip().partition("\n")[0]
         raise InputError(
-            f"this model cannot be exported to run at {at} ({reason}); "
+            f"this model cannot be exported to run at {at} ({error}); "
             "give the one size it shall run at inside the artifact, such as --network-size 512x512"
         ) from error
-    assert program is not None
-    height, width = program.model_proto.graph.input[0].type.tensor_type.shape.dim[1:3]
+    height, width = model.graph.input[0].type.tensor_type.shape.dim[1:3]
     if not (height.dim_param and width.dim_param):
         raise InputError(
             "this model was traced at one size only, as window attention is; "
             "give the size it shall run at inside the artifact, such as --network-size 512x512"
         )
+    return model
+
+
+def trace(
+    module: nn.Module,
+    example: tuple[Tensor, ...],
+    dynamic_shapes: Any,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    opset: int = OPSET,
+) -> ModelProto:
+    """The operations of a module as ONNX. dynamic_shapes: as `torch.export` takes them.
+
+    Raises InputError with torch's reason for a module that it cannot trace.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns about its own deprecations, of which a user can mend none
+            program = torch.onnx.export(
+                module.eval(),
+                example,
+                dynamo=True,
+                dynamic_shapes=dynamic_shapes,
+                input_names=list(inputs),
+                output_names=list(outputs),
+                opset_version=opset,
+                verbose=False,
+            )
+    except Exception as error:  # torch.export has a dozen exception types
+        raise InputError(str(error.__cause__ or error).strip().partition("\n")[0]) from error
+    assert program is not None
     return _without_notes(program.model_proto)
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -51,12 +51,17 @@ class Limits:
         return cls(exact=0.999 if precision is Precision.FP32 else 0.97, default=0.97)
 
 
+LIMITS_OF_MIXED = Limits(exact=0.99, default=0.97)
+"""The limits of a compressed network, of which torch simulates the integers."""
+
+
 @dataclass(frozen=True)
 class Measured:
     """Every engine on the same photos.
 
     agreement: with torch, the lowest of all tasks. score: main figures by name, None without truth. errors: names of
-    those of which less is better.
+    those of which less is better. float_latency_ms: of the float artifact, timed in the same turns, where one was
+    given. integer_share: of all multiplications, what every engine really computes in integers (see `executed`).
     """
 
     agreement: Mapping[str, float]
@@ -67,6 +72,8 @@ class Measured:
     threads: int
     images: int
     image_source: str
+    float_latency_ms: Mapping[str, float] | None = field(default=None, kw_only=True)
+    integer_share: Mapping[str, float] | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,12 @@ class Receipt(Measured):
             same = f"{100 * self.agreement[engine]:.3f} %" if engine in self.agreement else ""
             scores = "".join(f"{self.score[engine][name]:>14.4f}" for name in names) if self.score else ""
             lines.append(f"{engine:<18}{same:>14}{scores}{self.latency_ms[engine]:>9.1f}")
+        for engine, share in (self.integer_share or {}).items():
+            lines.append(f"{engine}: {100 * share:.1f} % of multiplications run in integers")
+        for engine, float_ms in (self.float_latency_ms or {}).items():
+            ratio = float_ms / self.latency_ms[engine]
+            verdict = f"{ratio:.2f} times as fast as" if ratio >= 1 else f"SLOWER, {ratio:.2f} times the speed of"
+            lines.append(f"{engine}: {verdict} the float artifact ({float_ms:.1f} ms)")
         return "\n".join(lines)
 
 
@@ -132,6 +145,18 @@ def measure(path: Path, reference: TorchSession, examples: Examples, classes: Cl
         images=len(examples.images),
         image_source=examples.source,
     )
+
+
+def timed_beside(measured: Measured, path: Path, float_artifact: Path, image: NDArray[np.uint8]) -> Measured:
+    """The same with the milliseconds of all engines taken anew, in turns with those of a float artifact."""
+    files = {"": path, "float ": float_artifact}
+    engines = {
+        f"{which}{name}": e for which, file in files.items() for name, e in open_engines(file, measured.threads).items()
+    }
+    found = _latency_ms(engines, image)
+    theirs = {name.removeprefix("float "): ms for name, ms in found.items() if name.startswith("float ")}
+    ours = {name: found[name] for name in theirs}
+    return replace(measured, latency_ms={**measured.latency_ms, **ours}, float_latency_ms=theirs)
 
 
 def check(measured: Measured, limits: Limits) -> None:

@@ -14,3 +14,7 @@ class Precision(StrEnum):
     FP32 = "fp32"
     BF16 = "bf16"
     INT8 = "int8"
+
+
+MIXED = "mixed"
+"""What a compressed artifact says instead: every tensor has the bits of its plan."""

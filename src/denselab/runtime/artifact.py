@@ -23,12 +23,36 @@ _KEY, _VALUE = 1, 2
 
 
 @dataclass(frozen=True)
+class Compression:
+    """How an artifact's network was made smaller.
+
+    method: that fitted it. plan_sha256: of the plan's file. mean_weight_bits, mean_activation_bits: over all weights
+    and all numbers that are computed and quantized, each counted once. simulated: quantizers for whose grid no engine
+    has kernels, computed in float.
+    """
+
+    method: str
+    plan_sha256: str
+    mean_weight_bits: float | None
+    mean_activation_bits: float | None
+    simulated: int
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Compression":
+        """Raises KeyError, TypeError or ValueError for a missing or wrong field."""
+        means = (data["mean_weight_bits"], data["mean_activation_bits"])
+        weights, activations = (None if mean is None else float(mean) for mean in means)
+        return cls(str(data["method"]), str(data["plan_sha256"]), weights, activations, int(data["simulated"]))
+
+
+@dataclass(frozen=True)
 class ArtifactInfo:
     """What the runtime and a reader need to know about an artifact.
 
     tasks: some of TASKS, all answered in one run. classes: None where none of the tasks has any. size_multiple: tiles
     start on multiples of this, in px; train_hw: height and width the model was trained for, in px; score: figures and
-    the data they were measured on; receipt: what the export checked and measured; depth_unit: of the task depth.
+    the data they were measured on; receipt: what the export checked and measured; depth_unit: of the task depth;
+    compression: None for a network whose bits were not planned.
     """
 
     tasks: tuple[str, ...]
@@ -43,6 +67,7 @@ class ArtifactInfo:
     receipt: Mapping[str, Any]
     denselab_version: str
     depth_unit: DepthUnit = DepthUnit.METRES
+    compression: Compression | None = None
 
     @property
     def task(self) -> str:
@@ -51,7 +76,7 @@ class ArtifactInfo:
 
     def to_dict(self) -> dict[str, Any]:
         """What `from_dict` reads, ready for JSON under METADATA_KEY."""
-        return {
+        data = {
             "format_version": FORMAT_VERSION,
             **vars(self),
             "tasks": list(self.tasks),
@@ -59,6 +84,8 @@ class ArtifactInfo:
             "train_hw": None if self.train_hw is None else list(self.train_hw),
             "depth_unit": self.depth_unit.value if "depth" in self.tasks else None,
         }
+        del data["compression"]
+        return data if self.compression is None else {**data, "compression": dict(vars(self.compression))}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "ArtifactInfo":
@@ -89,6 +116,7 @@ class ArtifactInfo:
                 receipt=dict(data["receipt"]),
                 denselab_version=str(data["denselab_version"]),
                 depth_unit=DepthUnit(data.get("depth_unit") or DepthUnit.METRES),
+                compression=Compression.from_dict(found) if (found := data.get("compression")) else None,
             )
         except InputError:
             raise

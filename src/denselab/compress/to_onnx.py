@@ -1,0 +1,356 @@
+"""A quantized network as ONNX with real integers: stored codes, and integer kernels wherever an engine has them.
+
+Uniform quantizers per tensor become codes of activations, those per tensor and per channel codes of weights; products
+of the two run in integers (`export.integers`). For other grids, and for activations with a scale per channel or head,
+no engine has kernels: there the same numbers are computed in float, and weights are looked up among their numbers.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from onnx import ModelProto
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from denselab.compress.edit import GraphEdit, argument, float_dtype, packet
+from denselab.compress.graph import Graph
+from denselab.compress.quantizers import Quantizer, Ternary, Uniform, code_bits, parameter_shape, quantized
+from denselab.compress.relevance.scores import Batches
+from denselab.compress.simulate import QuantizedGraph
+from denselab.compress.sites import Op, Place, QuantSite
+from denselab.errors import InputError
+from denselab.export.graph import ArtifactGraph, to_onnx, trace
+from denselab.export.integers import (
+    OPSET,
+    ActivationGrid,
+    Mark,
+    Site,
+    StoredWeight,
+    TableWeight,
+    has_remainder,
+    lowered,
+)
+from denselab.model import DensePredictor, JointPredictor, Model
+from denselab.runtime.artifact import Compression
+from denselab.tasks.task import Task
+from denselab.types import HeadSpec
+
+aten = torch.ops.aten
+
+_CONVOLUTIONS = {aten.conv1d, aten.conv2d, aten.conv3d}
+_RELUS = {aten.relu, aten.relu6, aten.hardtanh}
+_HIGHEST = 255
+
+
+def quantized_to_onnx(
+    quantized: QuantizedGraph, outputs: Sequence[str] | None = None, calibration: Batches = ()
+) -> ModelProto:
+    """A captured model (a classifier) as ONNX: input `pixels` float32 [B, 3, H, W], outputs as the model's.
+
+    Sizes are free as the capture left them (`Graph.free`). outputs: their names; default `output`, or `output_0`,
+    `output_1`, ... calibration: images as the graph takes them. With some, convolutions that are added to others keep
+    8 bits of their sums: ONNX Runtime then computes them in integers too, but the simulation knows nothing of it.
+    Raises InputError for a network that is not float32, and for one that torch cannot trace.
+    """
+    network, sites = _marked(quantized, calibration)
+    example = tuple(torch.zeros(shape) for shape in quantized.graph.example_shapes)
+    output: Any = quantized.graph.module.graph.output_node().args
+    count = len(pytree.tree_leaves(output))
+    names = list(outputs or (["output"] if count == 1 else [f"output_{number}" for number in range(count)]))
+    inputs = ["pixels", *(f"input_{number}" for number in range(1, len(example)))]
+    free = tuple(
+        {axis.value: torch.export.Dim.DYNAMIC for axis in quantized.graph.free if axis.value < each.ndim}
+        for each in example
+    )
+    return lowered(trace(network, example, free, inputs, names, OPSET), sites)
+
+
+def compressed_artifact_model(
+    model: Model,
+    tasks: tuple[Task, ...],
+    quantized: QuantizedGraph,
+    network_hw: tuple[int, int] | None = None,
+    calibration: Batches = (),
+) -> ModelProto:
+    """A dense model whose network is the quantized graph, as the ONNX of an artifact: uint8 photo to answers.
+
+    Give it to `export_artifact(with_network(model, quantized.as_module()), ..., ready=...)`, which compares it with the
+    simulation. network_hw: see ArtifactGraph; needed where the capture left height and width not free. calibration:
+    see `quantized_to_onnx`.
+    Raises InputError as `quantized_to_onnx` and `export.graph.to_onnx`.
+    """
+    network, sites = _marked(quantized, calibration)
+    return lowered(to_onnx(ArtifactGraph(with_network(model, network), tasks, network_hw), OPSET), sites)
+
+
+def with_network(model: Model, network: nn.Module) -> Model:
+    """A model of the same specs whose forward is another module's, such as `QuantizedGraph.as_module()`."""
+    return _OtherJoint(model, network) if isinstance(model, JointPredictor) else _OtherDense(model, network)
+
+
+def compression_of(quantized: QuantizedGraph, plan_json: bytes) -> Compression:
+    """What the artifact's metadata says about a plan. plan_json: contents of the saved plan, which is hashed."""
+    sites = quantized.graph.found.by_key
+
+    def mean_bits(weights: bool) -> float | None:
+        planned = [(sites[key], spec.bits) for key, spec in quantized.plan.specs.items()]
+        counted = {site.tensor: (site.elements, bits) for site, bits in planned if site.is_weight is weights}
+        total = sum(elements for elements, _ in counted.values())
+        return sum(elements * bits for elements, bits in counted.values()) / total if total else None
+
+    return Compression(
+        quantized.plan.method,
+        hashlib.sha256(plan_json).hexdigest(),
+        mean_bits(True),
+        mean_bits(False),
+        len(simulated_sites(quantized)),
+    )
+
+
+def simulated_sites(quantized: QuantizedGraph) -> tuple[str, ...]:
+    """Keys of the activations whose quantizers no engine has kernels for: they are computed in float."""
+    sites = quantized.graph.found.by_key
+    return tuple(
+        key for key, each in quantized.quantizers.items() if not sites[key].is_weight and activation_grid(each) is None
+    )
+
+
+def activation_grid(quantizer: Quantizer) -> ActivationGrid | None:
+    """The grid of an activation on uint8, if it has one."""
+    if not isinstance(quantizer, Uniform) or parameter_shape(quantizer).numel() != 1:
+        return None
+    zero = -quantizer.lowest if quantizer.zero_point is None else int(quantizer.zero_point)
+    if not 0 <= zero <= _HIGHEST:
+        return None
+    return ActivationGrid(float(quantizer.scale), zero, quantizer.levels - 1)
+
+
+def _marked(quantized: QuantizedGraph, calibration: Batches) -> tuple[nn.Module, dict[str, Site]]:
+    """The network with marks at sites that are stored or run as codes, and simulated quantizers at the others."""
+    graph = quantized.graph
+    if float_dtype(graph) is not torch.float32:
+        raise InputError(f"model: wanted a network captured in float32 to export, got {float_dtype(graph)}")
+    sites = _sites(quantized)
+    edit = GraphEdit(graph)
+    marking = _Marking(edit)
+    for node, grid in _output_grids(graph, sites, calibration).items():
+        key = f"output of {node.name}"
+        sites[key] = grid
+        marking.put_after(node, Mark(key))
+    for key, quantizer in quantized.quantizers.items():
+        layer = Mark(key) if key in sites else _Simulated(quantizer)
+        marking.put(graph.found.places[key], layer)
+    return fx.GraphModule(edit.module, edit.graph).eval(), sites
+
+
+def _output_grids(graph: Graph, sites: Mapping[str, Site], calibration: Batches) -> dict[fx.Node, ActivationGrid]:
+    """Grids for what integer convolutions make and operations in float read: of 8 bits, from the range that is seen.
+
+    Where a layer reads it too, the grid of that layer. Not for what leads to no other layer: scores stay exact.
+    """
+    read_as = {
+        (place.node, place.argument): site
+        for key, site in sites.items()
+        if isinstance(site, ActivationGrid)
+        for place in graph.found.places[key]
+    }
+    products = {place.node for places in graph.found.places.values() for place in places}
+    found: dict[fx.Node, ActivationGrid] = {}
+    seen: dict[fx.Node, tuple[float, float]] = {}
+    for product in graph.found.products:
+        weight = sites.get(product.right)
+        if (
+            not isinstance(weight, StoredWeight)
+            or not weight.integer
+            or graph.found.by_key[product.left].op is not Op.CONV
+        ):
+            continue
+        for place in graph.found.places[product.left]:
+            node = _with_activation(place.node)
+            readers = [read_as.get((user, argument)) for user in node.users for argument in _places_of(node, user)]
+            grids = [each for each in readers if each is not None]
+            if not calibration or len(grids) == len(readers) or not _leads_to(node, products):
+                continue
+            if grids and grids[0].highest == _HIGHEST:
+                found[node] = grids[0]
+            elif not grids:
+                seen[node] = (0.0, 0.0)
+    if seen:
+        run = _RangesRun(graph.module, seen)
+        with torch.no_grad():
+            for batch in calibration:
+                run.run(batch)
+    for node, (low, high) in seen.items():
+        scale = (high - low) / _HIGHEST or 1.0
+        found[node] = ActivationGrid(scale, round(-low / scale), _HIGHEST)
+    return found
+
+
+class _RangesRun(fx.Interpreter):
+    """Runs that widen the ranges of some nodes to what they see."""
+
+    def __init__(self, module: fx.GraphModule, seen: dict[fx.Node, tuple[float, float]]) -> None:
+        super().__init__(module)
+        self.seen = seen
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n in self.seen:
+            low, high = self.seen[n]
+            self.seen[n] = min(low, value.min().item()), max(high, value.max().item())
+        return value
+
+
+def _with_activation(node: fx.Node) -> fx.Node:
+    """The ReLU that alone reads a convolution, which engines fuse with it; else the convolution."""
+    users = list(node.users)
+    return users[0] if len(users) == 1 and packet(users[0]) in _RELUS else node
+
+
+def _places_of(node: fx.Node, user: fx.Node) -> list[int]:
+    """At which arguments a user reads a node; -1 where it stands elsewhere."""
+    return [number for number, each in enumerate(user.args) if each is node] or [-1]
+
+
+def _leads_to(node: fx.Node, products: set[fx.Node]) -> bool:
+    """Whether something computed from a node is an operand of a product."""
+    waiting, known = list(node.users), set[fx.Node]()
+    while waiting:
+        each = waiting.pop()
+        if each in products:
+            return True
+        if each not in known:
+            known.add(each)
+            waiting += each.users
+    return False
+
+
+class _Marking:
+    """Modules that are put into a graph."""
+
+    def __init__(self, edit: GraphEdit) -> None:
+        self.edit = edit
+        self.numbers = itertools.count()
+
+    def put(self, places: Sequence[Place], layer: nn.Module) -> None:
+        """Let the tensors that a site reads pass through a module, each once."""
+        name = self._add(layer)
+        passed: dict[fx.Node, fx.Node] = {}
+        for place in places:
+            node = self.edit.nodes[place.node]
+            tensor = cast("fx.Node", node.args[place.argument])
+            if tensor not in passed:
+                with self.edit.graph.inserting_before(node):
+                    passed[tensor] = self.edit.graph.call_module(name, (tensor,))
+            node.update_arg(place.argument, passed[tensor])
+
+    def put_after(self, node: fx.Node, layer: nn.Module) -> None:
+        """Let all that reads a tensor read it through a module."""
+        copied = self.edit.nodes[node]
+        with self.edit.graph.inserting_after(copied):
+            passed = self.edit.graph.call_module(self._add(layer), (copied,))
+        copied.replace_all_uses_with(passed, delete_user_cb=lambda user: user is not passed)
+
+    def _add(self, layer: nn.Module) -> str:
+        name = f"quantized_{next(self.numbers)}"
+        self.edit.module.add_module(name, layer)
+        return name
+
+
+class _Simulated(nn.Module):
+    """A quantizer for which there are no kernels."""
+
+    def __init__(self, quantizer: Quantizer) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Numbers as the quantizer keeps them."""
+        return quantized(self.quantizer, x).to(x.dtype)
+
+
+def _sites(quantized: QuantizedGraph) -> dict[str, Site]:
+    """What is stored or computed as codes, by key."""
+    by_key, places = quantized.graph.found.by_key, quantized.graph.found.places
+    found: dict[str, Site] = {}
+    for key, quantizer in quantized.quantizers.items():
+        if not by_key[key].is_weight and (grid := activation_grid(quantizer)) is not None:
+            found[key] = grid
+    for key, codes in quantized.weight_codes().items():
+        grouped = any(packet(place.node) in _CONVOLUTIONS and argument(place.node, 6, 1) != 1 for place in places[key])
+        integer = _in_integers(quantized.graph, key, found)
+        found[key] = _stored(by_key[key], quantized.quantizers[key], codes, integer, grouped)
+    return found
+
+
+def _in_integers(graph: Graph, weight: str, found: dict[str, Site]) -> bool:
+    """Whether all that read a weight multiply it with codes, in an operation that has kernels."""
+    readers = [each for each in graph.found.products if weight in (each.left, each.right)]
+    op = graph.found.by_key[weight].op
+    return op is not Op.CONV_TRANSPOSE and all(
+        each.right == weight and isinstance(found.get(each.left), ActivationGrid) for each in readers
+    )
+
+
+def _stored(site: QuantSite, quantizer: Quantizer, codes: Tensor, integer: bool, grouped: bool) -> Site:
+    """The codes of a weight and what they stand for. grouped: read by convolutions in groups."""
+    shape = parameter_shape(quantizer)
+    shape = torch.Size([*[1] * (codes.ndim - len(shape)), *shape])
+    axis = next((axis for axis, size in enumerate(shape) if size > 1), 0)
+    assert shape.numel() == shape[axis]
+    if isinstance(quantizer, Uniform | Ternary):
+        zero = quantizer.zero_point if isinstance(quantizer, Uniform) else None
+        lowest = -(2 ** (quantizer.bits - 1)) if zero is None else 0
+        zeros = torch.full((shape.numel(),), -lowest) if zero is None else zero.expand(shape).flatten()
+        stored = StoredWeight(
+            (codes - lowest).numpy(),
+            quantizer.bits,
+            quantizer.scale.detach().float().expand(shape).flatten().numpy(),
+            zeros.to(torch.int32).numpy(),
+            axis,
+            integer and (shape.numel() == 1 or axis == site.channel_axis),
+        )
+        return replace(stored, integer=False) if stored.integer and has_remainder(stored) and grouped else stored
+    each = torch.arange(quantizer.levels, dtype=torch.int32).view(-1, *[1] * codes.ndim)
+    table = quantizer.values(each).detach().float().expand(-1, *shape).flatten(1).t()
+    return TableWeight(codes.numpy(), code_bits(quantizer), table.contiguous().numpy(), axis)
+
+
+class _OtherDense(DensePredictor):
+    """The specs of a model, the forward of another module."""
+
+    def __init__(self, model: DensePredictor, network: nn.Module) -> None:
+        nn.Module.__init__(self)
+        self.size_multiple = model.size_multiple
+        self.network = network
+        self._spec = model.spec
+
+    @property
+    def spec(self) -> HeadSpec:
+        """What the head returns."""
+        return self._spec
+
+    def forward(self, pixels: Tensor) -> Any:
+        return self.network(pixels)
+
+
+class _OtherJoint(JointPredictor):
+    """The specs of a model, the forward of another module."""
+
+    def __init__(self, model: JointPredictor, network: nn.Module) -> None:
+        nn.Module.__init__(self)
+        self.size_multiple = model.size_multiple
+        self.network = network
+        self._specs = model.specs
+
+    @property
+    def specs(self) -> dict[str, HeadSpec]:
+        """What the head of each task returns."""
+        return self._specs
+
+    def forward(self, pixels: Tensor) -> Any:
+        return self.network(pixels)
