@@ -9,6 +9,7 @@ from denselab._version import __version__
 from denselab.cli import data
 from denselab.cli.bench import bench
 from denselab.cli.catalog import catalog
+from denselab.cli.compress import compress
 from denselab.cli.evaluate import evaluate
 from denselab.cli.explain import explain
 from denselab.cli.export import export
@@ -18,7 +19,7 @@ from denselab.cli.score import score
 from denselab.errors import InputError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-for command in (predict, fit, evaluate, score, explain, export, bench, catalog):
+for command in (predict, fit, evaluate, score, explain, export, compress, bench, catalog):
     app.command()(command)
 app.add_typer(data.app, name="data")
 

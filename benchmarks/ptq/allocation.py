@@ -1,0 +1,114 @@
+"""Does it matter how bits are given out? Importances against each other and against equal bits, at equal bytes.
+
+python benchmarks/ptq/allocation.py TESTBED [--work runs/proofs] [--threads 2] [--seeds 5]
+python benchmarks/ptq/allocation.py --table
+
+For every seed other calibration images are drawn. The bytes are those of equal bits; activations have 8 bits, all is
+quantized by RepQ-ViT. Writes benchmarks/results/ptq/allocation_TESTBED.json.
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from testbeds import ROOT, TESTBEDS, Testbed, captured
+
+from denselab.compress.allocate import Bytes
+from denselab.compress.choose_bits import CANDIDATES, Importance, bits_within, measure
+from denselab.compress.methods.method import Calibration
+from denselab.compress.methods.repq_vit import REPQ_VIT
+from denselab.compress.observe import observe
+from denselab.compress.plan import QuantPlan, equal_bits
+from denselab.compress.subject import Photos
+from denselab.files import write_json
+
+RESULTS = ROOT / "benchmarks" / "results" / "ptq"
+WEIGHT_BITS = (4, 3)
+DRAWN_IMAGES = 32
+EQUAL = "equal bits"
+
+
+def drawn(photos: Photos, seed: int) -> tuple[torch.Tensor, ...]:
+    """Some of the photos, drawn without replacement."""
+    every = [photo for group in photos.groups for photo in group]
+    chosen = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))[:DRAWN_IMAGES]
+    return tuple(every[index] for index in chosen.tolist())
+
+
+def run(testbed: Testbed, work: Path, seeds: int) -> None:
+    subject = testbed.subject(work)
+    every = testbed.photos(subject, work)
+    score = testbed.scorer(subject, work)
+    graph = captured(subject, every)
+    figure = score(subject.network)
+    file = RESULTS / f"allocation_{testbed.name}.json"
+    record: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    record = record or {
+        "command": f"python benchmarks/ptq/allocation.py {testbed.name}",
+        "figure": figure.name,
+        "float": figure.value,
+        "calibration_images": DRAWN_IMAGES,
+        "scores": {},
+    }
+    importances = set(Importance) - {Importance.UNIFORM}
+    for seed in range(seeds):
+        if str(seed) in record["scores"]:
+            continue
+        photos = Photos(subject, drawn(every, seed), at_once=len(every.groups[0]))
+        stats = observe(graph, photos)
+        calibration = Calibration(photos, subject.change, seed)
+        measured = measure(graph, stats, REPQ_VIT, calibration, {*Importance}, start=subject.start)
+        found: dict[str, dict[str, float]] = {}
+        for bits in WEIGHT_BITS:
+            equal = equal_bits(graph, bits, 8)
+            only = bits_within(graph, measured, Bytes(10**12), candidates=[(bits, 8)])
+            most = Bytes(only.allocation.totals.weight_bytes)
+            plans = {EQUAL: equal} | {
+                each.value: bits_within(graph, measured, most, each, CANDIDATES, 8, seed).bits
+                for each in sorted(importances, key=lambda each: each.value)
+            }
+            found[f"W{bits}"] = {}
+            for name, chosen in plans.items():
+                plan = QuantPlan.make(graph, REPQ_VIT.name, REPQ_VIT.spec, chosen)
+                quantized = REPQ_VIT.quantize(graph, stats, plan, calibration)
+                found[f"W{bits}"][name] = round(score(quantized.as_module().eval()).value, 5)
+            print(testbed.name, seed, f"W{bits}", found[f"W{bits}"], flush=True)
+        record["scores"][str(seed)] = found
+        write_json(file, record)
+
+
+def table() -> str:
+    """Means and standard deviations over seeds, as Markdown."""
+    lines: list[str] = []
+    for file in sorted(RESULTS.glob("allocation_*.json")):
+        record = json.loads(file.read_text("utf-8"))
+        seeds = list(record["scores"].values())
+        lines += ["", f"{file.stem}: {record['figure']}, float {record['float']:.4f}, {len(seeds)} seeds", ""]
+        lines += [f"| bits given by | {' | '.join(seeds[0])} |", "| --- " * (len(seeds[0]) + 1) + "|"]
+        for name in next(iter(seeds[0].values())):
+            values = [[seed[bits][name] for seed in seeds] for bits in seeds[0]]
+            spreads = [f"{statistics.mean(each):.4f} ± {statistics.pstdev(each):.4f}" for each in values]
+            lines.append(f"| {name} | {' | '.join(spreads)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("testbed", nargs="?", choices=TESTBEDS)
+    parser.add_argument("--table", action="store_true", help="print the results that are there, as Markdown")
+    parser.add_argument("--work", type=Path, default=Path("runs/proofs"))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=5)
+    args = parser.parse_args()
+    if args.table or not args.testbed:
+        print(table())
+        return
+    torch.set_num_threads(args.threads)
+    run(TESTBEDS[args.testbed], args.work, args.seeds)
+
+
+if __name__ == "__main__":
+    main()

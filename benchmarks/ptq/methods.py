@@ -1,0 +1,148 @@
+"""Every method on one network, at several bits, with the same images, in one run.
+
+python benchmarks/ptq/methods.py TESTBED [--work runs/proofs] [--threads 2] [--method M ...] [--bits W4A4 ...]
+python benchmarks/ptq/methods.py --table
+
+Writes benchmarks/results/ptq/TESTBED.json after every cell; cells that are there are not made again. Scores are of the
+simulation in torch, which exports are compared with. "mixed4" and "mixed3": at most so many bits in the mean, of
+weights and of activations, chosen by sensitivity once for all methods, and by their own rule for the two LRP methods.
+What stays at 8 bits: input image and head (the default of `denselab compress`).
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from testbeds import ROOT, TESTBEDS, Testbed, captured
+
+from denselab.compress.allocate import MeanBits
+from denselab.compress.choose_bits import Importance, Measured, bits_within, measure
+from denselab.compress.graph import Graph
+from denselab.compress.methods.all import METHODS
+from denselab.compress.methods.lrp_qvit import LRP_QVIT
+from denselab.compress.methods.method import Calibration, Method
+from denselab.compress.methods.mix_qvit import MIX_QVIT
+from denselab.compress.methods.repq_vit import REPQ_VIT
+from denselab.compress.observe import Stats, observe
+from denselab.compress.plan import QuantPlan, equal_bits
+from denselab.compress.subject import Subject
+from denselab.files import write_json
+
+RESULTS = ROOT / "benchmarks" / "results" / "ptq"
+EQUAL = {"W8A8": (8, 8), "W6A6": (6, 6), "W4A4": (4, 4), "W3A3": (3, 3)}
+MIXED = {"mixed4": 4.0, "mixed3": 3.0}
+OWN_RULE = {"lrp-qvit": Importance.LRP, "mix-qvit": Importance.LRP_TIMES_SENSITIVITY}
+SEED = 0
+
+
+def mixed_bits(graph: Graph, measured: Measured, method: Method, mean_bits: float) -> dict[str, int]:
+    """Bits within a mean, by the method's own rule where it has one."""
+    importance = OWN_RULE.get(method.name, Importance.SENSITIVITY)
+    return bits_within(graph, measured, MeanBits(mean_bits, mean_bits), importance, seed=SEED).bits
+
+
+def run(testbed: Testbed, work: Path, methods: list[str], bits: list[str]) -> None:
+    torch.manual_seed(SEED)
+    subject = testbed.subject(work)
+    photos = testbed.photos(subject, work)
+    score = testbed.scorer(subject, work)
+    graph = captured(subject, photos)
+    stats = observe(graph, photos)
+    calibration = Calibration(photos, subject.change, SEED)
+    file = RESULTS / f"{testbed.name}.json"
+    record: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    if "float" not in record:
+        found = score(subject.network)
+        record = {
+            "command": f"python benchmarks/ptq/methods.py {testbed.name}",
+            "figure": found.name,
+            "higher_is_better": found.higher_is_better,
+            "test_images": testbed.test,
+            "calibration_images": testbed.calibration,
+            "seed": SEED,
+            "float": found.value,
+            "cells": {},
+        }
+    measured: Measured | None = None
+    for name in bits:
+        for method in METHODS:
+            cell = f"{method.name} {name}"
+            if method.name not in methods or cell in record["cells"]:
+                continue
+            if name in MIXED and measured is None:
+                importances = {Importance.SENSITIVITY, *OWN_RULE.values()}
+                measured = measure(graph, stats, REPQ_VIT, calibration, importances, start=subject.start)
+            twin = record["cells"].get(f"{LRP_QVIT.name} {name}")
+            if method is MIX_QVIT and name in EQUAL and twin:
+                record["cells"][cell] = twin  # they differ in how they choose bits alone
+                continue
+            record["cells"][cell] = measured_cell(subject, graph, stats, calibration, measured, method, name, score)
+            print(f"{testbed.name} {cell:22} {record['cells'][cell]}  (float {record['float']:.4f})", flush=True)
+            write_json(file, record)
+
+
+def measured_cell(
+    subject: Subject,
+    graph: Graph,
+    stats: Stats,
+    calibration: Calibration,
+    measured: Measured | None,
+    method: Method,
+    name: str,
+    score: Any,
+) -> Mapping[str, Any]:
+    """Score and seconds of CPU time of one method at some bits."""
+    if name in MIXED:
+        assert measured is not None
+        chosen = mixed_bits(graph, measured, method, MIXED[name])
+    else:
+        chosen = equal_bits(graph, *EQUAL[name])
+    plan = QuantPlan.make(graph, method.name, method.spec, chosen)
+    begun_s = time.process_time()
+    quantized = method.quantize(graph, stats, plan, calibration)
+    spent_s = time.process_time() - begun_s
+    value = score(quantized.as_module().eval()).value
+    return {"score": round(value, 5), "quantize_cpu_s": round(spent_s, 1)}
+
+
+def table() -> str:
+    """The results that are there, as Markdown."""
+    lines: list[str] = []
+    for file in sorted(RESULTS.glob("*.json")):
+        record = json.loads(file.read_text("utf-8"))
+        if "cells" not in record:
+            continue
+        columns = [name for name in (*EQUAL, *MIXED) if any(cell.endswith(f" {name}") for cell in record["cells"])]
+        lines += ["", f"{file.stem}: {record['figure']}, float {record['float']:.4f}", ""]
+        lines += [f"| method | {' | '.join(columns)} |", "| --- " * (len(columns) + 1) + "|"]
+        for method in METHODS:
+            found = [record["cells"].get(f"{method.name} {name}") for name in columns]
+            if any(found):
+                shown = " | ".join(format(cell["score"], ".4f") if cell else "" for cell in found)
+                lines.append(f"| {method.name} | {shown} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("testbed", nargs="?", choices=TESTBEDS)
+    parser.add_argument("--table", action="store_true", help="print the results that are there, as Markdown")
+    parser.add_argument("--work", type=Path, default=Path("runs/proofs"))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--method", action="append", choices=[method.name for method in METHODS])
+    parser.add_argument("--bits", action="append", choices=[*EQUAL, *MIXED])
+    args = parser.parse_args()
+    if args.table or not args.testbed:
+        print(table())
+        return
+    torch.set_num_threads(args.threads)
+    methods = args.method or [method.name for method in METHODS]
+    run(TESTBEDS[args.testbed], args.work, methods, args.bits or [*EQUAL, *MIXED])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,339 @@
+"""Files of a subject, float and small, and how they are compared: one set of questions to all kinds of models."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol, assert_never
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import ModelProto
+from torch import Tensor
+
+from denselab.compress.classifier_file import CLASSIFIER_KEY, LOGITS, float_to_onnx, taking_photos
+from denselab.compress.integer.program import IntegerProgram
+from denselab.compress.integer.program_onnx import ProgramFile, write_program
+from denselab.compress.photos import Labelled, PhotoFile, labelled
+from denselab.compress.simulate import QuantizedGraph
+from denselab.compress.subject import Classifier, Dense, Subject
+from denselab.compress.to_onnx import compressed_artifact_model, compression_of, quantized_to_onnx, with_network
+from denselab.data.dataset import Dataset
+from denselab.data.descriptor import open_dataset
+from denselab.errors import InputError
+from denselab.evaluate import check_classes, evaluate
+from denselab.export.artifact import export_artifact
+from denselab.export.examples import PARITY_SPLITS, Examples, from_dataset
+from denselab.export.executed import executed_integers
+from denselab.export.graph import ArtifactGraph, to_onnx
+from denselab.export.parity import LIMITS_OF_MIXED, Limits, agreement, open_engines
+from denselab.export.precision import Precision
+from denselab.export.torch_session import TorchSession, describe
+from denselab.files import atomic_path
+from denselab.metrics.headline import Headline
+from denselab.runtime.artifact import METADATA_KEY, Compression, read_info
+from denselab.runtime.predictor import Predictor
+from denselab.runtime.session import Session
+
+EXACT_CLASSES, DEFAULT_CLASSES = 0.9, 0.8
+"""Least share of photos to whose class engines come as the simulation does: in fp32, and OpenVINO in the precision it
+picks. Of pixels it is `LIMITS_OF_MIXED`.
+
+Where a number lies between two codes, another order of a sum takes the other; in few bits that moves the answer. Of a
+few photos that is a large share, so these limits find files that are wrong, not those that are coarse.
+"""
+
+_COMPARED = 16
+
+Photo = NDArray[np.uint8]
+
+
+class Track(Protocol):
+    """Shows how far a loop is."""
+
+    def __call__(self, items: Iterable[Any], total: int, label: str, /) -> Iterable[Any]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """What a subject is scored on. source: as the user gave it."""
+
+    source: Path
+    split: str
+    images: int
+    held: Dataset | Labelled
+
+
+def open_data(subject: Subject, source: Path) -> Data:
+    """Labelled photos: for a classifier folders of classes, else a data set. Raises InputError if unlike the model."""
+    match subject.kind:
+        case Classifier(classes=classes, names=names):
+            found = labelled(source, names, classes)
+            return Data(source, found.split, len(found.photos), found)
+        case Dense(loaded):
+            dataset = open_dataset(source)
+            dataset.require(loaded.card.tasks)
+            check_classes(loaded.card.classes, dataset)
+            split = next(name for name in (*PARITY_SPLITS, *dataset.splits) if dataset.splits.get(name))
+            return Data(source, split, len(dataset.split(split)), dataset)
+        case _:
+            assert_never(subject.kind)
+
+
+def float_session(subject: Subject, network_hw: tuple[int, int] | None) -> Session:
+    """The network in eager torch, asked as engines are."""
+    match subject.kind:
+        case Classifier():
+            return _Asked(lambda seen: subject.network(subject.pixels(seen)))
+        case Dense(loaded):
+            return TorchSession(ArtifactGraph(loaded.model, loaded.card.make_tasks(), network_hw))
+        case _:
+            assert_never(subject.kind)
+
+
+def float_file(subject: Subject, example: Tensor, network_hw: tuple[int, int] | None) -> ModelProto:
+    """The network in float32, as the small file holds it. Raises InputError for one that cannot be traced."""
+    match subject.kind:
+        case Classifier():
+            return taking_photos(float_to_onnx(subject.network, example[:1]), subject.kind, {})
+        case Dense(loaded):
+            return to_onnx(ArtifactGraph(loaded.model, loaded.card.make_tasks(), network_hw))
+        case _:
+            assert_never(subject.kind)
+
+
+def small_model(subject: Subject, quantized: QuantizedGraph, network_hw: tuple[int, int] | None) -> ModelProto:
+    """The quantized network as ONNX, without what it says about itself."""
+    match subject.kind:
+        case Classifier():
+            return taking_photos(quantized_to_onnx(quantized, (LOGITS,)), subject.kind, {})
+        case Dense(loaded):
+            return compressed_artifact_model(loaded.model, loaded.card.make_tasks(), quantized, network_hw)
+        case _:
+            assert_never(subject.kind)
+
+
+def photos_to_compare(subject: Subject, data: Data | None, seen: Sequence[Tensor]) -> Examples:
+    """Photos [H, W, 3] on which files and networks are compared: of the data if there are any, else of calibration."""
+    if data is not None and isinstance(data.held, Dataset):
+        assert isinstance(subject.kind, Dense)
+        found = from_dataset(data.held, subject.kind.loaded.card.tasks, (data.split,), _COMPARED)
+        return replace(found, truths=None)
+    if data is not None and isinstance(data.held, Labelled):
+        every = data.held.photos
+        step = max(1, len(every) // (4 * _COMPARED))
+        images = tuple(_array(subject.seen(photo.read())) for photo, _ in every[::step][: 4 * _COMPARED])
+        return Examples(f"{data.source.name} {data.split}", images)
+    return Examples("calibration photos", tuple(_array(each) for each in seen[: 4 * _COMPARED]))
+
+
+def write_small(
+    subject: Subject,
+    quantized: QuantizedGraph,
+    plan_json: bytes,
+    network_hw: tuple[int, int] | None,
+    examples: Examples,
+    out: Path,
+    min_agreement: float | None,
+    say: Callable[[str], None],
+) -> None:
+    """Write the small file if engines answer as the simulation in torch does. Raises InputError where they do not."""
+    classifies = isinstance(subject.kind, Classifier)
+    exact, default = (
+        (EXACT_CLASSES, DEFAULT_CLASSES) if classifies else (LIMITS_OF_MIXED.exact, LIMITS_OF_MIXED.default)
+    )
+    if min_agreement is not None:
+        exact, default = min_agreement, min(min_agreement, default)
+    compression = compression_of(quantized, plan_json)
+    model = small_model(subject, quantized, network_hw)
+    match subject.kind:
+        case Dense(loaded):
+            info = replace(describe(loaded, out.stem, Precision.INT8), compression=compression)
+            export_artifact(
+                with_network(loaded.model, quantized.as_module()),
+                loaded.card.make_tasks(),
+                info,
+                out,
+                replace(examples, images=examples.images[:_COMPARED]),
+                network_hw=network_hw,
+                limits=Limits(exact, default),
+                overwrite=True,
+                say=say,
+                ready=model,
+            )
+        case Classifier():
+            say(f"comparing with the simulation on {len(examples.images)} photos ({examples.source})")
+            simulated = _Asked(lambda seen: quantized.run(subject.pixels(seen)))
+            with TemporaryDirectory() as folder:
+                draft = Path(folder) / "draft.onnx"
+                draft.write_bytes(model.SerializeToString())
+                same = _same_classes(draft, simulated, examples.images)
+            _check_same(same, exact, default, len(examples.images))
+            about = {"name": subject.name, "licence": subject.licence, "agreement": same}
+            _describe(model, {**about, "compression": vars(compression)})
+            with atomic_path(out) as partial:
+                partial.write_bytes(model.SerializeToString())
+        case _:
+            assert_never(subject.kind)
+
+
+def write_integers(
+    subject: Subject, program: IntegerProgram, examples: Examples, out: Path, say: Callable[[str], None]
+) -> None:
+    """Write a program of integers if the engine gives the integers of torch, to the last bit, on every photo."""
+    say(f"comparing integers on {len(examples.images)} photos ({examples.source})")
+    with atomic_path(out) as partial:
+        write_program(program, partial)
+        written = ProgramFile(partial)
+        for photo in examples.images:
+            codes = program.image_code.stored(subject.pixels(_tensor(photo)).numpy())
+            if not np.array_equal(written.run(codes), program.run(torch.from_numpy(codes)).numpy()):
+                raise InputError("the file in onnxruntime: wanted the integers of the program, got others")
+
+
+def small_engines(path: Path, subject: Subject) -> dict[str, Session]:
+    """The small file in every engine that runs it."""
+    threads = torch.get_num_threads()
+    if not is_program(path):
+        return open_engines(path, threads)
+    program = ProgramFile(path, threads)
+
+    def logits(seen: Tensor) -> Tensor:
+        return torch.from_numpy(program.logits(subject.pixels(seen).numpy()))
+
+    return {"onnxruntime": _Asked(logits, "onnxruntime")}
+
+
+def is_program(path: Path) -> bool:
+    """Whether a file is an integer program, and not a network of quantized tensors."""
+    return not any(each.key in (CLASSIFIER_KEY, METADATA_KEY) for each in onnx.load(path).metadata_props)
+
+
+def integer_share(path: Path, photo: Photo) -> dict[str, float]:
+    """See `executed_integers`; of a program, whose every node is one of integers, nothing."""
+    return {} if is_program(path) else executed_integers(onnx.load(path), {"image": photo[None]})
+
+
+def same_as_simulation(subject: Subject, path: Path) -> Mapping[str, float]:
+    """The shares that `write_small` measured, as the file keeps them; `write_integers` takes no less than all."""
+    if is_program(path):
+        return {"onnxruntime": 1.0}
+    match subject.kind:
+        case Dense():
+            return dict(read_info(path).receipt["agreement"])
+        case Classifier():
+            return dict(_about(path)["agreement"])
+        case _:
+            assert_never(subject.kind)
+
+
+def compression_in(subject: Subject, path: Path) -> Compression:
+    """What the file says of its plan."""
+    if is_program(path):
+        return Compression("i-vit", "", 8.0, 8.0, 0)
+    match subject.kind:
+        case Dense():
+            found = read_info(path).compression
+            assert found is not None
+            return found
+        case Classifier():
+            return Compression.from_dict(_about(path)["compression"])
+        case _:
+            assert_never(subject.kind)
+
+
+def same_answers(subject: Subject, one: Session, other: Session, images: Sequence[Photo]) -> float:
+    """Share of answers that are the same: of photos, or of pixels (see `parity.agreement`; the least of tasks)."""
+    match subject.kind:
+        case Classifier():
+            return fmean(float(_class_of(one, photo) == _class_of(other, photo)) for photo in images)
+        case Dense(loaded):
+            tasks = loaded.card.tasks
+            found: list[dict[str, float]] = []
+            for photo in images[:_COMPARED]:
+                wanted, got = one.run(photo), other.run(photo)
+                found.append({task: agreement(task, wanted, got) for task in tasks})
+            return min(fmean(each[task] for each in found) for task in tasks)
+        case _:
+            assert_never(subject.kind)
+
+
+def score(subject: Subject, session: Session, data: Data, track: Track, label: str) -> list[Headline]:
+    """The figures that rank, of the whole split. Raises InputError for a photo that cannot be read."""
+    match subject.kind, data.held:
+        case Dense(loaded), Dataset() as dataset:
+            predictor = Predictor(session, describe(loaded, subject.name))
+
+            def tracked(items: Iterable[Any], total: int, _: str) -> Iterable[Any]:
+                return track(items, total, label)
+
+            return [each.headline for each in evaluate(predictor, dataset, data.split, tracked).figures.values()]
+        case Classifier(), Labelled(photos=photos):
+            right = 0
+
+            def said(photo: PhotoFile) -> int:
+                return _class_of(session, _array(subject.seen(photo.read())))
+
+            for photo, wanted in track(photos, len(photos), label):
+                right += said(photo) == wanted
+            return [Headline("top-1", right / len(photos), higher_is_better=True)]
+        case _:
+            raise AssertionError
+
+
+class _Asked:
+    """A function of seen photos, asked for the class of one [H, W, 3] as engines are."""
+
+    def __init__(self, logits: Callable[[Tensor], Tensor], engine: str = "torch") -> None:
+        self._logits = logits
+        self.engine = engine
+
+    @torch.no_grad()
+    def run(self, image: Photo) -> dict[str, NDArray[Any]]:
+        """logits [K]."""
+        return {LOGITS: self._logits(_tensor(image))[0].numpy()}
+
+
+def _tensor(photo: Photo) -> Tensor:
+    return torch.tensor(photo).permute(2, 0, 1)[None]
+
+
+def _array(seen: Tensor) -> Photo:
+    return np.ascontiguousarray(seen.permute(1, 2, 0).numpy())
+
+
+def _class_of(session: Session, photo: Photo) -> int:
+    return int(session.run(photo)[LOGITS].argmax())
+
+
+def _same_classes(path: Path, simulated: Session, images: Sequence[Photo]) -> dict[str, float]:
+    wanted = [_class_of(simulated, photo) for photo in images]
+    return {
+        name: fmean(float(_class_of(engine, photo) == label) for photo, label in zip(images, wanted, strict=True))
+        for name, engine in open_engines(path, torch.get_num_threads()).items()
+    }
+
+
+def _check_same(same: Mapping[str, float], exact: float, default: float, photos: int) -> None:
+    """One photo may always differ: of few, that is more than the share allowed."""
+    for engine, share in same.items():
+        wanted = min(default if engine == "openvino" else exact, 1 - 1.5 / photos)
+        if share < wanted:
+            raise InputError(
+                f"the file in {engine}: wanted the classes of the simulation on {100 * wanted:.4g} % of {photos} "
+                f"photos, got {100 * share:.4g} %; nothing was written. Take more bits, or allow it (--min-agreement)"
+            )
+
+
+def _describe(model: ModelProto, about: Mapping[str, Any]) -> None:
+    (entry,) = model.metadata_props
+    entry.value = json.dumps({**json.loads(entry.value), **about}, ensure_ascii=False)
+
+
+def _about(path: Path) -> Mapping[str, Any]:
+    props = onnx.load(path).metadata_props
+    return json.loads(next(each.value for each in props if each.key == CLASSIFIER_KEY))

@@ -1,0 +1,164 @@
+"""Bits for a whole file: what `choose_bits` finds for the network, held to the size of what is written.
+
+A budget of bytes is one of the file. What the file holds beside codes and scales (the graph, its names) is found by
+looking at drafts. A budget of milliseconds is met at 8 bits or not at all: engines compute in integers of 8 bits, so
+that fewer bits make no layer faster, and 8 lose least.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from denselab.compress.allocate import Budget, Bytes, FloatShare, MeanBits, Milliseconds, budget_text
+from denselab.compress.choose_bits import (
+    CANDIDATES,
+    ChosenBits,
+    Importance,
+    Measured,
+    bits_within,
+    float_elements,
+    side_losses,
+    site_groups,
+)
+from denselab.compress.graph import Graph
+from denselab.compress.plan import QuantPlan
+from denselab.compress.receipt import Receipt
+from denselab.errors import InputError
+
+CURVE_BITS = (2.5, 3, 3.5, 4, 5, 6, 7, 8)
+METADATA_BYTES = 4096
+"""Left for what an artifact says about itself."""
+
+_DRAFTS = 4
+_MISSED = 1.03
+_CURVE_S = 5.0
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """What a plan is expected to need and to lose: bytes of the parameters, and the sum of the measured losses."""
+
+    budget: str
+    bytes: int
+    loss: float
+
+    @classmethod
+    def of(cls, chosen: ChosenBits) -> "CurvePoint":
+        """The point of a choice."""
+        allocation = chosen.allocation
+        return cls(budget_text(allocation.budget), allocation.totals.weight_bytes, allocation.loss)
+
+
+def only_8(budget: Budget) -> bool:
+    """Whether a budget leaves nothing to choose."""
+    match budget:
+        case MeanBits(weights, activations):
+            return min(8.0 if each is None else each for each in (weights, activations)) >= 8
+        case Milliseconds():
+            return True
+        case _:
+            return False
+
+
+def bits_for(
+    graph: Graph,
+    measured: Measured,
+    budget: Budget,
+    importance: Importance,
+    seed: int,
+    draft_bytes: Callable[[ChosenBits], int],
+) -> ChosenBits:
+    """The bits of least loss within a budget. draft_bytes: the size of the file that a choice makes.
+
+    Raises InputError for a budget that cannot be met, naming what can.
+    """
+
+    def solved(wanted: Budget) -> ChosenBits:
+        candidates = ((8, 8),) if only_8(wanted) else CANDIDATES
+        return bits_within(graph, measured, wanted, importance, candidates, seed=seed)
+
+    match budget:
+        case Milliseconds():
+            return solved(MeanBits(8, 8))
+        case Bytes() | FloatShare():
+            return _within_bytes(budget, solved, draft_bytes)
+        case _:
+            return solved(budget)
+
+
+def check_met(budget: Budget, receipt: Receipt) -> None:
+    """Raise InputError, naming what can be had, where the file or its time is above the budget."""
+    match budget:
+        case Milliseconds(most):
+            engine = min(receipt.small_ms, key=receipt.small_ms.__getitem__)
+            best = receipt.small_ms[engine]
+            if best > most * _MISSED:
+                raise InputError(
+                    f"--budget {budget_text(budget)}: cannot be met; the nearest is {best:.2f}ms ({engine}, all at 8 "
+                    f"bits, {receipt.threads} threads), as no engine computes faster in fewer bits"
+                )
+        case Bytes() | FloatShare():
+            most = _most_bytes(budget)
+            if receipt.file_bytes > most * _MISSED:
+                raise InputError(
+                    f"--budget {budget_text(budget)}: wanted at most {most} bytes, got a file of {receipt.file_bytes} "
+                    f"by {receipt.method}; ask for {2 * most - receipt.file_bytes}B to get it"
+                )
+        case _:
+            pass
+
+
+def curve(graph: Graph, measured: Measured, importance: Importance, seed: int) -> tuple[CurvePoint, ...]:
+    """What budgets of CURVE_BITS would be expected to lose; those that cannot be met are left out."""
+    found: list[CurvePoint] = []
+    for bits in CURVE_BITS:
+        try:
+            chosen = bits_within(graph, measured, MeanBits(bits, bits), importance, seed=seed, time_limit_s=_CURVE_S)
+        except InputError:
+            continue
+        found.append(CurvePoint.of(chosen))
+    return tuple(found)
+
+
+def plan_point(graph: Graph, measured: Measured, importance: Importance, plan: QuantPlan) -> CurvePoint | None:
+    """Where a plan lies among the points of `curve`; None for bits that were not measured."""
+    losses = side_losses(measured, importance)
+    total, parameters = 0.0, float_elements(graph) * 32
+    for group in site_groups(graph, measured.kept):
+        for weighs, keys in ((True, group.weights), (False, group.activations)):
+            side = (measured.weights if weighs else measured.activations)[group.key]
+            widths = {plan.specs[key].bits if key in plan.specs else 32 for key in keys}
+            parameters += 8 * side.parameter_bytes
+            if weighs and keys:
+                parameters += group.weight_elements * max(widths)
+            found = losses[0 if weighs else 1][group.key]
+            if found and not widths <= found.keys():
+                return None
+            total += max((found[width] for width in widths), default=0.0) if found else 0.0
+    return CurvePoint("this plan", -(-parameters // 8), total)
+
+
+def _within_bytes(
+    budget: Bytes | FloatShare, solved: Callable[[Budget], ChosenBits], draft_bytes: Callable[[ChosenBits], int]
+) -> ChosenBits:
+    most, graph_bytes = _most_bytes(budget), 0
+    for _ in range(_DRAFTS):
+        if most <= graph_bytes:
+            break
+        try:
+            chosen = solved(Bytes(most - graph_bytes))
+        except InputError as error:
+            beside = f" beside {graph_bytes} bytes of the graph itself" if graph_bytes else ""
+            raise InputError(f"--budget {budget_text(budget)}: at most {most} bytes{beside}: {error}") from error
+        size = draft_bytes(chosen) + METADATA_BYTES
+        if size <= most:
+            return chosen
+        graph_bytes = max(size - chosen.allocation.totals.weight_bytes, graph_bytes + 1)
+    raise InputError(
+        f"--budget {budget_text(budget)}: at most {most} bytes cannot be met, for the graph itself takes "
+        f"{graph_bytes}; give more"
+    )
+
+
+def _most_bytes(budget: Bytes | FloatShare) -> int:
+    return budget.most if isinstance(budget, Bytes) else math.floor(budget.most * budget.float_bytes)

@@ -1,0 +1,312 @@
+"""Saved stages, budgets of whole files, receipts, reports; and a dense model from photos to a file."""
+
+import itertools
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from compress_models import images, small_graph
+from denselab.checkpoint import LoadedModel, ModelCard
+from denselab.compress.allocate import Bytes, FloatShare, MeanBits, Milliseconds
+from denselab.compress.choose_bits import ChosenBits, Importance, Measured, measure
+from denselab.compress.layer_table import Layer, layer_cells, site_errors
+from denselab.compress.methods.all import METHODS, PERCENTILES, method_named
+from denselab.compress.methods.method import Calibration
+from denselab.compress.methods.min_max import MIN_MAX
+from denselab.compress.names import MethodName
+from denselab.compress.observe import observe
+from denselab.compress.pipeline import Options, Outcome, compress
+from denselab.compress.plan import QuantPlan, equal_bits
+from denselab.compress.quantizers import quantized
+from denselab.compress.receipt import Receipt, Score
+from denselab.compress.report import to_html
+from denselab.compress.sites import ModelHash
+from denselab.compress.subject import dense_subject
+from denselab.compress.within_budget import CurvePoint, bits_for, check_met, curve, only_8, plan_point
+from denselab.compress.work_folder import WorkFolder
+from denselab.errors import InputError
+from denselab.runtime.artifact import read_info
+from tiny_models import CLASSES, PHOTOS, tiny_model
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+MODEL = ModelHash("a" * 64, "b" * 64)
+
+
+class Notes:
+    """A stage that counts how often it is made."""
+
+    def __init__(self) -> None:
+        self.made = 0
+
+    def make(self) -> str:
+        self.made += 1
+        return f"made {self.made}"
+
+    def run(self, folder: Path, made_with: dict[str, Any], model: ModelHash = MODEL, **more: bool) -> tuple[str, str]:
+        said: list[str] = []
+        work = WorkFolder(folder, model, said.append)
+        held = work.stage("stage.txt", made_with, self.make, _write, Path.read_text, **more)
+        return held, "\n".join(said)
+
+
+def _write(text: str, path: Path) -> None:
+    path.write_text(text)
+
+
+def test_stages_are_kept_for_the_same_and_made_again_for_others(tmp_path: Path) -> None:
+    notes, folder = Notes(), tmp_path / "new" / "work"
+    assert notes.run(folder, {"images": 1}) == ("made 1", "")
+    assert notes.run(folder, {"images": 1}) == ("made 1", f"{folder}/stage.txt: kept")
+    assert notes.run(folder, {"images": 2}) == ("made 2", f"{folder}/stage.txt: made again, for images changed")
+    (folder / "stage.txt").unlink()
+    assert notes.run(folder, {"images": 2}) == ("made 3", "")
+    _write("by hand", folder / "stage.txt")
+    assert notes.run(folder, {"images": 2}) == ("made 4", f"{folder}/stage.txt: made again, for the file changed")
+
+
+def test_an_edited_file_is_used_where_that_is_welcome_and_never_lost(tmp_path: Path) -> None:
+    notes = Notes()
+    notes.run(tmp_path, {"budget": 1}, may_be_edited=True)
+    _write("by hand", tmp_path / "stage.txt")
+    assert notes.run(tmp_path, {"budget": 1}, may_be_edited=True) == (
+        "by hand",
+        f"{tmp_path}/stage.txt: edited by hand, used as it is",
+    )
+    with pytest.raises(InputError, match=r"was edited by hand, and would be lost as budget changed; give --plan"):
+        notes.run(tmp_path, {"budget": 2}, may_be_edited=True)
+
+
+def test_a_work_folder_of_another_model_is_refused(tmp_path: Path) -> None:
+    notes = Notes()
+    notes.run(tmp_path, {})
+    with pytest.raises(InputError, match="wanted a work folder of this model, got one of another model"):
+        notes.run(tmp_path, {}, ModelHash("c" * 64, "b" * 64))
+    with pytest.raises(InputError, match="got one of other weights; give another --work or delete"):
+        notes.run(tmp_path, {}, ModelHash("a" * 64, "c" * 64))
+    (tmp_path / "stages.json").write_text("{")
+    with pytest.raises(InputError, match=r"stages.json: wanted notes of saved stages, but it is damaged"):
+        notes.run(tmp_path, {})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be made"):
+        notes.run(tmp_path / "file", {})
+
+
+def test_names_of_the_command_line_are_those_of_the_methods() -> None:
+    assert {each.name for each in METHODS} == set(MethodName) - {MethodName.I_VIT}
+    assert method_named("minmax") is MIN_MAX
+    with pytest.raises(InputError, match=r"method: wanted one of auto, .*minmax, got 'best'"):
+        method_named("best")
+
+
+@pytest.fixture(scope="module")
+def measured() -> Measured:
+    graph = small_graph()[1]
+    calibration = Calibration([images(8)])
+    stats = observe(graph, [images(8)])
+    return measure(graph, stats, PERCENTILES, calibration, {Importance.SENSITIVITY}, sensitivity_widths=1)
+
+
+def within(measured: Measured, budget: Any, overhead: Callable[[int], int]) -> tuple[ChosenBits, list[int]]:
+    sizes: list[int] = []
+
+    def draft_bytes(chosen: ChosenBits) -> int:
+        sizes.append(overhead(chosen.allocation.totals.weight_bytes))
+        return sizes[-1]
+
+    return bits_for(small_graph()[1], measured, budget, Importance.SENSITIVITY, 0, draft_bytes), sizes
+
+
+def test_a_budget_of_bytes_is_one_of_the_whole_file(measured: Measured) -> None:
+    all_8, _ = within(measured, MeanBits(8, 8), lambda size: size)
+    needed = all_8.allocation.totals.weight_bytes
+    assert set(all_8.bits.values()) == {8}
+    same, sizes = within(measured, Bytes(needed + 4096), lambda size: size)
+    assert same.bits == all_8.bits
+    assert sizes == [needed]
+    # 500 bytes of graph: the first draft is too large, the next leaves room for them
+    less, sizes = within(measured, Bytes(needed + 4096), lambda size: size + 500)
+    assert len(sizes) == 2
+    assert sizes[0] > needed
+    assert sizes[1] <= needed
+    share, _ = within(measured, FloatShare(0.5, 2 * (needed + 4096)), lambda size: size + 500)
+    assert share.bits == less.bits
+    with pytest.raises(InputError, match=r"--budget 4200B: at most 4200 bytes cannot be met.*itself takes 9096"):
+        within(measured, Bytes(4200), lambda size: size + 5000)
+    with pytest.raises(InputError, match=r"--budget 300B: at most 300 bytes: "):
+        within(measured, Bytes(300), lambda size: size)
+
+
+def test_milliseconds_are_met_at_8_bits_or_not(measured: Measured) -> None:
+    chosen, sizes = within(measured, Milliseconds(3), lambda size: size)
+    assert set(chosen.bits.values()) == {8}
+    assert not sizes
+    assert only_8(Milliseconds(3))
+    assert only_8(MeanBits(8, None))
+    assert not only_8(MeanBits(8, 7.5))
+    check_met(Milliseconds(3), receipt())
+    with pytest.raises(InputError, match=r"--budget 1.5ms: cannot be met; the nearest is 2.00ms \(openvino, all at 8"):
+        check_met(Milliseconds(1.5), receipt())
+    check_met(Bytes(1000), receipt())
+    with pytest.raises(InputError, match=r"--budget 900B: wanted at most 900 bytes, got a file of 1000 by minmax; ask"):
+        check_met(Bytes(900), receipt())
+
+
+def test_the_curve_falls_and_the_plan_lies_on_it(measured: Measured) -> None:
+    graph = small_graph()[1]
+    points = curve(graph, measured, Importance.SENSITIVITY, 0)
+    assert [each.budget for each in points][-1] == "8bits"
+    assert all(a.bytes <= b.bytes and a.loss >= b.loss for a, b in itertools.pairwise(points))
+    plan = QuantPlan.make(graph, MIN_MAX.name, MIN_MAX.spec, equal_bits(graph, 8, 8))
+    point = plan_point(graph, measured, Importance.SENSITIVITY, plan)
+    assert point is not None
+    assert point.loss == pytest.approx(points[-1].loss)
+    assert point.bytes == pytest.approx(points[-1].bytes, abs=20)
+    odd = QuantPlan.make(graph, MIN_MAX.name, MIN_MAX.spec, equal_bits(graph, 5, 5))
+    assert plan_point(graph, measured, Importance.SENSITIVITY, odd) is None
+
+
+def test_errors_of_sites_are_those_of_their_tensors() -> None:
+    model, graph = small_graph()
+    plan = QuantPlan.make(graph, MIN_MAX.name, MIN_MAX.spec, equal_bits(graph, 4, 4))
+    quantized_graph = MIN_MAX.quantize(graph, observe(graph, [images(8)]), plan, Calibration(()))
+    errors = site_errors(quantized_graph, [images(2)])
+    assert errors.keys() == plan.specs.keys()
+    weight = model.head.weight.detach()
+    rounded = quantized(quantized_graph.quantizers["head/linear/weight"], weight)
+    wanted = ((rounded - weight).square().sum() / weight.square().sum()).item()
+    assert errors["head/linear/weight"] == pytest.approx(wanted, rel=1e-5)
+
+
+def receipt() -> Receipt:
+    return Receipt(
+        method="minmax",
+        budget="8bits",
+        mean_weight_bits=8.0,
+        mean_activation_bits=None,
+        kept=("head",),
+        simulated=2,
+        file_bytes=1000,
+        float_bytes=4000,
+        float_ms={"openvino": 6.0, "onnxruntime": 2.0, "torch eager": 20.0},
+        small_ms={"openvino": 2.0, "onnxruntime": 4.0},
+        photo_hw=(48, 64),
+        threads=2,
+        integer_share={"openvino": 0.75},
+        same_as_simulation={"openvino": 0.999},
+        same_as_float=0.98,
+        photos=16,
+        photos_of="street test",
+        scores=(Score("mIoU", True, "test", 5, "openvino", 0.63, 0.62),),
+    )
+
+
+def test_a_receipt_says_what_was_measured_and_what_is_worse() -> None:
+    found = dict(receipt().rows())
+    assert found["file"] == "1000 bytes, 0.250 of 4000 in float32"
+    assert found["mIoU"] == "0.6300 in float (torch), 0.6200 small (openvino): -0.0100 on 5 photos (test)"
+    assert found["mean bits of activations"] == "float"
+    assert found["same as float"] == "98.00 % of answers, on 16 photos (street test)"
+    assert found["openvino"] == "2.00 small, 6.00 float: 3.00 times as fast"
+    assert found["onnxruntime"] == "4.00 small, 2.00 float: 2.00 times SLOWER"
+    assert found["torch eager"] == "20.00 float; small in openvino: 10.00 times as fast"
+    assert found["in integers, openvino"] == "75.0 % of all multiplications"
+    assert found["computed in float"].startswith("2 quantizers")
+    assert receipt().warnings() == ["the small file is slower than float in onnxruntime: 4.00 ms against 2.00"]
+    larger = replace(receipt(), file_bytes=4000, scores=None, small_ms={})
+    assert larger.warnings() == ["the small file is not smaller: 4000 bytes against 4000"]
+    assert dict(larger.rows())["score"] == "not measured; give --data"
+    assert Receipt.from_dict(json.loads(json.dumps(receipt().to_dict()))) == receipt()
+
+
+def test_rows_of_layers() -> None:
+    layer = Layer("blocks.0.attn", "matmul", "query", "key", 4, None, 0.125, None, 0.01, False)
+    assert layer_cells(layer) == ("blocks.0.attn", "matmul", "query 4, key float", "12.5 %", "-", "1.000 %")
+    kept = replace(layer, first="weight", second="input", second_bits=8, loss=0.5, kept=True)
+    assert layer_cells(kept)[2:] == ("weight 4, input 8 (kept)", "12.5 %", "5.00e-01", "1.000 %")
+
+
+def test_what_is_asked_for_is_checked_before_anything_is_opened(tmp_path: Path) -> None:
+    options = Options(tmp_path, tmp_path / "small.onnx")
+    with pytest.raises(InputError, match=r"--budget: wanted one such as 4.0bits"):
+        options.check()
+    with pytest.raises(InputError, match="--budget, --plan: wanted one of them, got both"):
+        replace(options, budget="4bits", plan=tmp_path / "plan.json").check()
+    with pytest.raises(InputError, match=r"--plan: wanted a file, got .*plan.json, which does not exist"):
+        replace(options, plan=tmp_path / "plan.json").check()
+    with pytest.raises(InputError, match="budget: wanted a number and a unit"):
+        replace(options, budget="small").check()
+    with pytest.raises(InputError, match="i-vit: wanted neither --budget nor --plan"):
+        replace(options, budget="8bits", method=MethodName.I_VIT).check()
+    replace(options, method=MethodName.I_VIT).check()
+    (tmp_path / "small.onnx").write_text("")
+    with pytest.raises(InputError, match="exists already"):
+        replace(options, budget="4bits").check()
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    """A tiny network of three classes, compressed to 8 bits."""
+    folder = tmp_path_factory.mktemp("dense")
+    (folder / "photos").mkdir()
+    for number in range(8):
+        Image.fromarray(PHOTOS.images[number % 3]).save(folder / "photos" / f"{number}.png")
+    card = ModelCard(("semantic",), "small", {}, CLASSES, (97, 129), None, "CC-BY-4.0")
+    subject = dense_subject(LoadedModel(tiny_model(), card), "tiny")
+    options = Options(folder / "photos", folder / "small.onnx", "8bits", MethodName.MINMAX, 8)
+    return folder, compress(subject, options, lambda _: None, lambda items, total, label: items)
+
+
+def test_a_dense_model_becomes_a_small_artifact(dense: tuple[Path, Outcome]) -> None:
+    folder, outcome = dense
+    info = read_info(folder / "small.onnx")
+    assert info.tasks == ("semantic",)
+    assert info.compression is not None
+    assert (info.compression.method, info.compression.mean_weight_bits) == ("minmax", 8.0)
+    found = outcome.receipt
+    assert found.file_bytes == (folder / "small.onnx").stat().st_size
+    assert found.file_bytes < 0.5 * found.float_bytes
+    assert found.same_as_float > 0.9
+    assert {"openvino", "onnxruntime"} <= found.small_ms.keys() <= found.float_ms.keys()
+    assert {path.name for path in (folder / "small.work").iterdir()} == {
+        *("float.onnx", "layers.json", "model.onnx", "plan.json", "receipt.json", "relevance.json"),
+        *("sensitivity.json", "sites.json", "stages.json", "stats.safetensors"),
+    }
+    assert [layer.name for layer in outcome.layers][-1] == "head.classify"
+    assert sum(layer.relevance for layer in outcome.layers) == pytest.approx(1)
+
+
+def outcome_of(layers: int, loss: float | None) -> Outcome:
+    rows = tuple(
+        Layer(f"blocks.{number}.<mlp>", "linear", "weight", "input", 4, 8, 1 / layers, loss, 0.001 * number, False)
+        for number in range(layers)
+    )
+    products = Layer("blocks.0.attn", "matmul", "attention", "value", 3, None, 0.0, None, 0.01, False)
+    points = tuple(CurvePoint(f"{bits}bits", 1000 * bits, 2.0**-bits) for bits in (3, 4, 6))
+    return Outcome(
+        *("model & <co>", receipt(), (*rows, products), "gradient x activation", "sensitivity"),
+        () if loss is None else points,
+        None if loss is None else CurvePoint("this plan", 3500, 0.1),
+        *(Path("small.work"), Path("small.onnx")),
+    )
+
+
+def test_the_report_is_one_page_with_its_plots() -> None:
+    page = to_html(outcome_of(12, 0.01))
+    assert page == to_html(outcome_of(12, 0.01))
+    assert page.count("<svg") == page.count("</svg>") == 4
+    assert "model &amp; &lt;co&gt;, compressed" in page
+    assert "blocks.3.&lt;mlp&gt;" in page
+    assert "slower than float in onnxruntime" in page
+    assert "mIoU 0.6300 at 4000 bytes in float, 0.6200 at 1000 bytes" in page
+    assert not re.search(r"(src|href)=.https?:|<script|@import", page)
+    plain = to_html(outcome_of(80, None))
+    assert plain.count("<svg") == 2
+    assert "Sensitivity was not measured" in plain
+    assert "Size against loss" not in plain
