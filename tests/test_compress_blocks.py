@@ -65,6 +65,11 @@ def test_blocks_run_one_after_another_are_the_graph(build: Callable[[], Graph], 
     assert [block.name for block in found.blocks] == names
     # Every site is in one block, in order of execution.
     assert [key for block in found.blocks for key in block.sites] == [site.key for site in graph.sites]
+    # A product whose output a block is given is no place of it.
+    read_at = [
+        place.node.op for block in found.blocks for places in block.graph.found.places.values() for place in places
+    ]
+    assert set(read_at) == {"call_function"}
     for count in (3, 1):  # sizes are values too
         pixels = images(count, side_px=graph.example_shapes[0][-1])
         assert_same(through(found, pixels), graph.run(pixels))

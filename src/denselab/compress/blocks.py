@@ -254,7 +254,9 @@ def _part(graph: Graph, nodes: Sequence[fx.Node], inputs: Sequence[fx.Node], out
         copied(node)
     part.output(tuple(copied(node) for node in outputs))
     module = fx.GraphModule(graph.module, part)
-    return replace(graph, module=module, found=_moved(graph.found, copies), check_sizes=_any_sizes)
+    given = set(inputs)
+    computed = {node: copy for node, copy in copies.items() if node not in given}
+    return replace(graph, module=module, found=_moved(graph.found, computed), check_sizes=_any_sizes)
 
 
 def _any_sizes(*inputs: Tensor) -> None:
