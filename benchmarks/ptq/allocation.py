@@ -42,7 +42,7 @@ def run(testbed: Testbed, work: Path, seeds: int) -> None:
     subject = testbed.subject(work)
     every = testbed.photos(subject, work)
     score = testbed.scorer(subject, work)
-    graph = captured(subject, every)
+    graph = captured(subject.network, next(iter(every)))
     figure = score(subject.network)
     file = RESULTS / f"allocation_{testbed.name}.json"
     record: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.exists() else {}

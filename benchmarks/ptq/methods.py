@@ -50,7 +50,7 @@ def run(testbed: Testbed, work: Path, methods: list[str], bits: list[str]) -> No
     subject = testbed.subject(work)
     photos = testbed.photos(subject, work)
     score = testbed.scorer(subject, work)
-    graph = captured(subject, photos)
+    graph = captured(subject.network, next(iter(photos)))
     stats = observe(graph, photos)
     calibration = Calibration(photos, subject.change, SEED)
     file = RESULTS / f"{testbed.name}.json"

@@ -99,9 +99,9 @@ def top1(subject: Subject, images: Tensor, ids: Tensor) -> Callable[[nn.Module],
     return score
 
 
-def captured(subject: Subject, photos: Photos) -> Graph:
-    """The graph of a subject at the size of its photos, norms folded."""
-    return fold_norms(capture(subject.network, next(iter(photos)), free=frozenset({Axis.BATCH})))
+def captured(network: nn.Module, pixels: Tensor) -> Graph:
+    """The graph of a network at the size of some images, norms folded."""
+    return fold_norms(capture(network, pixels, free=frozenset({Axis.BATCH})))
 
 
 TESTBEDS = {
