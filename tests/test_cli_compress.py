@@ -4,16 +4,20 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 import pytest
 import typer
+from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 
 from denselab.cli.compress import compress
 from denselab.cli.ticker import Ticker
+from denselab.compress import pipeline
 from denselab.compress.classifier_file import CLASSIFIER_KEY
+from denselab.compress.graph import Axis, Graph, capture
 from denselab.errors import InputError
 from denselab.runtime.session import open_session
 from tiny_classifier import NAMES, SIDE_PX, photo, save, trained, write_photos
@@ -32,6 +36,22 @@ def refusal(*arguments: object) -> str:
     result = run(*arguments)
     assert isinstance(result.exception, InputError), result.output
     return str(result.exception)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def traced_once() -> Iterator[None]:
+    """Tracing is most of a run that keeps its stages; of the same weights it gives the same."""
+    known: dict[bytes, Graph] = {}
+
+    def capture_once(network: nn.Module, *example: Tensor, free: frozenset[Axis]) -> Graph:
+        weights = b"".join(each.numpy().tobytes() for each in network.state_dict().values())
+        if weights not in known:
+            known[weights] = capture(network, *example, free=free)
+        return known[weights]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "capture", capture_once)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +96,7 @@ def test_the_file_runs_on_photos_and_says_what_it_is(done: tuple[Path, list[obje
 def test_what_is_printed_and_written(done: tuple[Path, list[object], Result]) -> None:
     folder, _, result = done
     receipt = json.loads((folder / "small.json").read_text())
+    assert receipt["left_float"] == []
     (score,) = receipt["scores"]
     assert (score["name"], score["split"], score["images"], score["before"]) == ("top-1", "test", 12, 1.0)
     assert receipt["file_bytes"] == (folder / "small.onnx").stat().st_size
@@ -158,6 +179,17 @@ def test_what_is_refused_at_once(done: tuple[Path, list[object], Result], tmp_pa
     assert "each of the model's 4 classes (blue, green, grey, red), got 4 (a, b, c, d)" in refusal(
         *photos, "--budget", "8bits", "--data", tmp_path / "data"
     )
+    flat = Path(shutil.copytree(folder / "photos" / NAMES[0], tmp_path / "flat"))
+    few = (model, "--calibrate", flat, "--budget", "8bits", *out)
+    assert "--calibrate: wanted at least 8 photos, got 4; add some" in refusal(*few)
+    assert "got photos in no folder of a class; give the data" in refusal(*photos, "--budget", "8bits", "--data", flat)
+    assert f"--plan: wanted a file, got {flat}, a folder; check" in refusal(*photos, "--plan", flat)
+    assert "timm:: wanted timm:NAME, or timm:FOLDER" in refusal("timm:", *photos[1:], "--budget", "8bits")
+    dense = ("street", *photos[1:], "--method", "i-vit")
+    assert "--method i-vit: wanted a classifier, got a dense model" in refusal(*dense)
+    (tmp_path / "empty.pth").write_bytes(b"")
+    cut = (*photos, "--budget", "8bits", "--weights", tmp_path / "empty.pth")
+    assert "torch cannot load it: it is empty or cut off" in refusal(*cut)
     weights = ("street", *photos[1:], "--budget", "8bits", "--weights", "w.pth")
     assert "--weights: wanted with timm:NAME alone" in refusal(*weights)
     assert "wanted a file name that ends in .onnx" in refusal(*photos[:-1], tmp_path / "small.pt", "--budget", "8bits")

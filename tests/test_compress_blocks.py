@@ -1,6 +1,7 @@
 """Blocks of a graph: found by module paths, and run one after another they are the graph, to the last bit."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -22,9 +23,16 @@ from denselab.compress.graph import Graph, capture
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def vit() -> Graph:
+@cache
+def tiny_vit() -> tuple[nn.Module, Graph]:
+    torch.manual_seed(0)
     sizes = {"embed_dim": 12, "depth": 2, "num_heads": 2, "img_size": 16, "patch_size": 8}
-    return captured(timm.create_model("vit_tiny_patch16_224", num_classes=4, **sizes).eval())
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=4, **sizes).eval()
+    return model, captured(model)
+
+
+def vit() -> Graph:
+    return tiny_vit()[1]
 
 
 def resnet() -> Graph:
@@ -91,11 +99,8 @@ def assert_same(got: Any, wanted: Any) -> None:
 
 
 def test_a_block_alone_is_what_its_module_computes() -> None:
-    torch.manual_seed(0)
-    model = timm.create_model(
-        "vit_tiny_patch16_224", num_classes=4, embed_dim=12, depth=2, num_heads=2, img_size=16, patch_size=8
-    ).eval()
-    first, second = find_blocks(captured(model)).blocks[1:3]
+    model, graph = tiny_vit()
+    first, second = find_blocks(graph).blocks[1:3]
     x = torch.randn(3, 5, 12)
     size, stream = first.outputs[0], next(name for name in second.inputs if name in first.outputs)
     values = dict.fromkeys(second.inputs, 3) | {stream: x}
@@ -121,9 +126,9 @@ def test_hooks_see_the_sites_of_a_block() -> None:
 
 
 def test_one_layer_and_none() -> None:
-    layer = capture(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).eval(), torch.rand(2, 3, 2, 2))
+    layer = captured(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).eval(), side_px=2)
     assert [block.name for block in find_blocks(layer).blocks] == ["1"]
-    nothing = find_blocks(capture(nn.ReLU(), torch.rand(2, 3, 2, 2)))
+    nothing = find_blocks(captured(nn.ReLU(), side_px=2))
     assert [block.sites for block in nothing.blocks] == [()]
     assert torch.equal(through(nothing, images(2) - 0.5), (images(2) - 0.5).relu())
 
@@ -138,7 +143,7 @@ def test_a_batch_of_one() -> None:
             assert len(pixels) == 1
             return self.second(F.relu(self.first(pixels)).squeeze(0).unsqueeze(0))
 
-    graph = capture(Tied().eval(), torch.rand(1, 3, 4, 4))
+    graph = capture(Tied().eval(), torch.rand(1, 3, 4, 4), free=frozenset())
     found = find_blocks(graph)
     assert [block.name for block in found.blocks] == ["first", "second"]
     assert torch.equal(through(found, images(1, side_px=4)), graph.run(images(1, side_px=4)))

@@ -12,31 +12,21 @@ from torch import Tensor, nn
 
 from compress_models import CLASSES, SIDE_PX, WIDTH, captured, images, small_graph
 from denselab.compress.allocate import Bops, Budget, Bytes, FloatShare, MeanBits, Milliseconds
-from denselab.compress.choose_bits import (
-    FLOATS,
-    ChosenBits,
-    Importance,
-    Measured,
-    Side,
-    bits_curve,
-    bits_within,
-    choose_bits,
-    float_bytes,
-    measure,
-    side_losses,
-    site_groups,
-)
+from denselab.compress.bit_losses import Importance, Measured, Side, side_losses
+from denselab.compress.choose_bits import FLOATS, ChosenBits, bits_within, choose_bits
 from denselab.compress.fold_norms import fold_norms
 from denselab.compress.graph import Axis, Graph, capture
+from denselab.compress.measure_losses import measure
 from denselab.compress.methods.method import Calibration
 from denselab.compress.methods.min_max import MIN_MAX
 from denselab.compress.methods.repq_vit import REPQ_VIT
-from denselab.compress.observe import Stats, observe, weights
+from denselab.compress.observing import Stats, observe, weights
 from denselab.compress.plan import KEPT, QuantPlan
 from denselab.compress.quantizers import quantized
 from denselab.compress.relevance.scores import Score, fisher_diagonal, gradient_times_activation
 from denselab.compress.relevance.sensitivity import squared_change
 from denselab.compress.relevance.start import log_likelihood
+from denselab.compress.site_groups import float_bytes, site_groups
 from denselab.compress.sites import ModelHash
 from denselab.errors import InputError
 
@@ -291,7 +281,7 @@ def test_milliseconds_are_taken_where_measured(graph: Graph, measured: Measured)
 
 def test_a_curve_loses_less_with_more(graph: Graph, measured: Measured) -> None:
     budgets = [MeanBits(bits, bits) for bits in (4.5, 5, 6, 8)]
-    curve = bits_curve(graph, measured, budgets)
+    curve = [bits_within(graph, measured, each) for each in budgets]
     losses = [each.allocation.loss for each in curve]
     assert losses == sorted(losses, reverse=True)
     assert set(curve[-1].bits.values()) == {8}

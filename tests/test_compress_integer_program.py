@@ -18,7 +18,7 @@ import timm
 
 from compress_models import SIDE_PX, captured, images, small_graph
 from denselab.compress.fold_norms import fold_norms
-from denselab.compress.graph import capture
+from denselab.compress.graph import Axis, capture
 from denselab.compress.integer.arrays import INT32_MOST
 from denselab.compress.integer.build import build_program
 from denselab.compress.integer.builder import Calibrated, magnitudes
@@ -27,7 +27,7 @@ from denselab.compress.integer.program_onnx import ProgramFile, program_to_onnx,
 from denselab.compress.integer.shiftmax import Shiftmax
 from denselab.compress.methods.i_vit import I_VIT
 from denselab.compress.methods.method import Calibration
-from denselab.compress.observe import observe
+from denselab.compress.observing import observe
 from denselab.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -71,11 +71,6 @@ def tiny_swin() -> nn.Module:
     return learned(timm.create_model("swin_tiny_patch4_window7_224", num_classes=5, **sizes))
 
 
-@cache
-def vit_program() -> IntegerProgram:
-    return program_of(tiny_vit())
-
-
 class TinyConvNet(nn.Module):
     """Strides, padding, dilation, groups, pools, a roll, halves of channels, and what is subtracted."""
 
@@ -111,11 +106,17 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_numpy_torch_and_the_engine_give_the_same_integers(name: str, tmp_path: Path) -> None:
+@cache
+def programmed(name: str) -> tuple[nn.Module, IntegerProgram]:
     build, side_px = NETWORKS[name]
     model = build()
-    program = program_of(model, side_px)
+    return model, program_of(model, side_px)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_numpy_torch_and_the_engine_give_the_same_integers(name: str, tmp_path: Path) -> None:
+    model, program = programmed(name)
+    side_px = NETWORKS[name][1]
     pixels = images(5, seed=1, side_px=side_px)
     codes = program.image_code.stored(pixels.numpy())
     assert codes.dtype == (np.int16 if name == "cnn" else np.int8)
@@ -140,7 +141,7 @@ def test_numpy_torch_and_the_engine_give_the_same_integers(name: str, tmp_path: 
 
 
 def test_the_file_holds_integers_alone() -> None:
-    model = program_to_onnx(vit_program())
+    model = program_to_onnx(programmed("vit")[1])
     onnx.checker.check_model(model, full_check=True)
     graph = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
     values = [*graph.value_info, *graph.input, *graph.output]
@@ -153,7 +154,7 @@ def test_the_file_holds_integers_alone() -> None:
 
 
 def test_products_read_8_bits_and_nothing_is_requantized_twice() -> None:
-    program = vit_program()
+    program = programmed("vit")[1]
     made_by = {step.output: step.operation for step in program.steps}
     kinds = [type(step.operation).__name__ for step in program.steps]
     # query, key, value, map and the outputs of both norms, of GELU and of attention, then GELU's input and the parts
@@ -192,7 +193,7 @@ class Halves(nn.Module):
 
 
 def test_a_layer_by_hand() -> None:
-    graph = capture(Halves(), torch.tensor([[1.0, -1.0]]))
+    graph = capture(Halves(), torch.tensor([[1.0, -1.0]]), free=frozenset({Axis.BATCH}))
     key = "layer/linear/input"
     program = build_program(graph, Calibrated({key: 0.01}, magnitudes(graph, [torch.ones(2, 2)])))
     layer = program.steps[0].operation
@@ -269,7 +270,7 @@ def test_a_program_of_one_image() -> None:
         def forward(self, pixels: Tensor) -> Tensor:
             return self.layer(pixels.reshape(1, SIDE_PX, -1)).mean(1)
 
-    graph = capture(OneImage(), images(1))
+    graph = capture(OneImage(), images(1), free=frozenset())
     pixels = images(16)
     program = I_VIT.quantize(graph, observe(graph, [pixels]), Calibration((pixels,)))
     assert (program.images, program.logit_shape) == (1, (1, 5))
@@ -280,7 +281,7 @@ def test_a_program_of_one_image() -> None:
 
 
 def test_wrong_images_are_refused(tmp_path: Path) -> None:
-    program = program_of(learned(TinyConvNet()))
+    program = programmed("cnn")[1]
     codes = program.image_code.stored(images(2).numpy())
     with pytest.raises(InputError, match=r"codes: wanted images \['B', 3, 16, 16\], got \[2, 3, 16, 8\]; resize them"):
         program.run(codes[..., :8])

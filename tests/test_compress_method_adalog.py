@@ -11,7 +11,7 @@ from denselab.compress.graph import Graph
 from denselab.compress.methods.adalog import ADALOG, GELU_SHIFT
 from denselab.compress.methods.method import Calibration, Method
 from denselab.compress.methods.repq_vit import REPQ_VIT
-from denselab.compress.observe import observe
+from denselab.compress.observing import observe
 from denselab.compress.plan import Granularity, Grid, QuantPlan, QuantSpec, equal_bits
 from denselab.compress.quantizers import AdaLog, Uniform, bias_without_shift, quantized
 from denselab.compress.ranges import percentile_ranges

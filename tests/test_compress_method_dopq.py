@@ -10,10 +10,10 @@ from torch import Tensor
 from compress_models import images, small_graph
 from denselab.compress.fold_layer_norms import foldable_norms
 from denselab.compress.graph import Graph
-from denselab.compress.methods.dopq_vit import ANGLES, DOPQ_VIT, fit
+from denselab.compress.methods.dopq_vit import ANGLES, DOPQ_VIT, fit_tanq
 from denselab.compress.methods.method import Calibration, Method, Seen
 from denselab.compress.methods.repq_vit import REPQ_VIT, norm_fold
-from denselab.compress.observe import observe
+from denselab.compress.observing import observe
 from denselab.compress.plan import Grid, QuantPlan, QuantSpec, equal_bits
 from denselab.compress.quantizers import TanQ, Uniform, quantized
 from denselab.compress.simulate import QuantizedGraph
@@ -48,9 +48,8 @@ def test_plan_and_refusal() -> None:
 
 
 def test_tanq_of_least_error() -> None:
-    site = small_graph(torch.float64)[1].found.by_key[ATTENTION]
     values = torch.rand(4096, generator=torch.Generator().manual_seed(0), dtype=torch.float64) ** 8
-    found = fit(site, QuantSpec(4, Grid.TANQ), seen(values))
+    found = fit_tanq(seen(values), 4)
     fine = [
         (quantized(TanQ(scale, torch.tensor(angle), 4), values) - values).square().sum().item()
         for scale in values.quantile(torch.tensor([0.99, 0.999, 1.0], dtype=torch.float64))
@@ -61,15 +60,14 @@ def test_tanq_of_least_error() -> None:
 
 
 def test_tanq_by_hand_and_of_a_map_without_attention() -> None:
-    site = small_graph(torch.float64)[1].found.by_key[ATTENTION]
     # At 2 bits codes stand for 1/2 -+ atan(T / 3) / (2 theta) beside 0 and 1; T = tan(3/8 pi) = 1 + sqrt 2.
     inner = math.atan((1 + 2**0.5) / 3) / (2 * 3 / 8 * math.pi)
     values = torch.tensor([0, 0.5 - inner, 0.5 + inner, 1], dtype=torch.float64)
-    found = fit(site, QuantSpec(2, Grid.TANQ), seen(values))
+    found = fit_tanq(seen(values), 2)
     assert found.theta.item() == pytest.approx(3 / 8 * math.pi)
     torch.testing.assert_close(quantized(found, values), values, rtol=0, atol=1e-6)
     nothing = torch.zeros(16)
-    assert torch.equal(quantized(fit(site, QuantSpec(2, Grid.TANQ), seen(nothing)), nothing), nothing)
+    assert torch.equal(quantized(fit_tanq(seen(nothing), 2), nothing), nothing)
 
 
 def test_norms_are_brought_to_the_median_and_the_answer_stays() -> None:

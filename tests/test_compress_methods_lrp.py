@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from compress_models import WIDTH, captured, images, small_graph, small_network
-from denselab.compress.choose_bits import site_groups
 from denselab.compress.fold_layer_norms import FoldableNorm, foldable_norms
 from denselab.compress.fold_norms import fold_norms
 from denselab.compress.graph import Graph
@@ -22,12 +21,13 @@ from denselab.compress.methods.lrp_qvit import (
 from denselab.compress.methods.method import Calibration, Method
 from denselab.compress.methods.mix_qvit import MIX_QVIT, mix_qvit_bits, shared_widths
 from denselab.compress.methods.repq_vit import REPQ_VIT, as_calibrated, norm_fold, reparameterized
-from denselab.compress.observe import Stats, observe
+from denselab.compress.observing import Stats, observe
 from denselab.compress.plan import KEPT, QuantPlan, QuantSpec, equal_bits
 from denselab.compress.quantizers import Uniform, quantized
 from denselab.compress.relevance.scores import Score
 from denselab.compress.relevance.sensitivity import squared_change
 from denselab.compress.relevance.start import logit
+from denselab.compress.site_groups import site_groups
 from denselab.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

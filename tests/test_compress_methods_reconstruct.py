@@ -22,13 +22,13 @@ from denselab.compress.methods.is_vit import IS_VIT
 from denselab.compress.methods.method import Calibration, Method
 from denselab.compress.methods.min_max import MIN_MAX
 from denselab.compress.methods.repq_vit import REPQ_VIT
-from denselab.compress.observe import observe
+from denselab.compress.observing import observe
 from denselab.compress.plan import Granularity, Grid, QuantPlan, QuantSpec, equal_bits
 from denselab.compress.quantizers import Sulq, Uniform
 from denselab.compress.relevance.sensitivity import squared_change
 from denselab.compress.simulate import QuantizedGraph
 from denselab.errors import InputError
-from test_compress_methods import digit_vit, digits, spread, trained
+from digits import reader
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -61,15 +61,11 @@ def error(graph: Graph, quantized: QuantizedGraph, pixels: Tensor) -> float:
 
 def test_digits_at_few_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auto, "RECIPE", replace(auto.RECIPE, steps=20))
-    pixels, labels = digits()
-    model = trained(digit_vit(), pixels[:1300], labels[:1300], epochs=6, rate=5e-3)
-    spread(model)
-    graph = fold_norms(captured(model, side_px=32))
-    test, wanted, seen = pixels[1300:], labels[1300:], pixels[:64]
-    answers = {each.name: quantize(graph, each, seen, 2, 3) for each in (MIN_MAX, REPQ_VIT, *METHODS)}
-    errors = {name: error(graph, each, test) for name, each in answers.items()}
-    with torch.no_grad():
-        top1 = {name: (each.run(test).argmax(1) == wanted).double().mean().item() for name, each in answers.items()}
+    digits = reader()
+    graph = digits.graph
+    answers = {each.name: quantize(graph, each, digits.seen, 2, 3) for each in (MIN_MAX, REPQ_VIT, *METHODS)}
+    errors = {name: error(graph, each, digits.test) for name, each in answers.items()}
+    top1 = {name: digits.top1(each.run) for name, each in answers.items()}
     assert top1[AUTO.name] > top1[MIN_MAX.name] + 0.3
     assert top1[AUTO.name] > top1[REPQ_VIT.name]
     assert errors[AUTO.name] < 0.7 * errors[REPQ_VIT.name]

@@ -8,27 +8,40 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from compress_models import images, small_graph
 from denselab.checkpoint import LoadedModel, ModelCard
-from denselab.compress.allocate import Bytes, FloatShare, MeanBits, Milliseconds
-from denselab.compress.choose_bits import ChosenBits, Importance, Measured, measure
-from denselab.compress.layer_table import Layer, layer_cells, site_errors
+from denselab.compress.allocate import Bops, Bytes, FloatShare, MeanBits, Milliseconds
+from denselab.compress.bit_losses import Importance, Measured
+from denselab.compress.choose_bits import ChosenBits
+from denselab.compress.layer_table import Layer, layer_cells, site_errors, sites_in_float
+from denselab.compress.measure_losses import measure
 from denselab.compress.methods.all import METHODS, PERCENTILES, method_named
 from denselab.compress.methods.method import Calibration
 from denselab.compress.methods.min_max import MIN_MAX
 from denselab.compress.names import MethodName
-from denselab.compress.observe import observe
+from denselab.compress.observing import observe
 from denselab.compress.pipeline import Options, Outcome, compress
 from denselab.compress.plan import QuantPlan, equal_bits
 from denselab.compress.quantizers import quantized
 from denselab.compress.receipt import Receipt, Score
 from denselab.compress.report import to_html
-from denselab.compress.sites import ModelHash
+from denselab.compress.sites import ModelHash, Operand
+from denselab.compress.small_file import check_same, decided_photos
 from denselab.compress.subject import dense_subject
-from denselab.compress.within_budget import CurvePoint, bits_for, check_met, curve, only_8, plan_point
+from denselab.compress.within_budget import (
+    CurvePoint,
+    bits_for,
+    check_met,
+    curve,
+    float_products,
+    limits_activations,
+    only_8,
+    plan_point,
+)
 from denselab.compress.work_folder import WorkFolder
 from denselab.errors import InputError
 from denselab.runtime.artifact import read_info
@@ -172,6 +185,44 @@ def test_the_curve_falls_and_the_plan_lies_on_it(measured: Measured) -> None:
     assert plan_point(graph, measured, Importance.SENSITIVITY, odd) is None
 
 
+def test_products_of_activations_stay_in_float_where_no_budget_counts_them(measured: Measured) -> None:
+    assert [limits_activations(each) for each in (MeanBits(8, 8), MeanBits(8, None), Bops(1e9))] == [True, False, True]
+    assert not any(map(limits_activations, (Bytes(1), FloatShare(0.5, 10), Milliseconds(1))))
+    graph = small_graph()[1]
+    attention = float_products(graph)
+    operands = {graph.found.by_key[key].operand for key in attention}
+    assert operands == {Operand.QUERY, Operand.KEY, Operand.ATTENTION, Operand.VALUE}
+    bits = equal_bits(graph, 4, 4)
+    whole, less = (
+        QuantPlan.make(graph, MIN_MAX.name, MIN_MAX.spec, {key: bits[key] for key in bits if key not in left})
+        for left in (frozenset[str](), attention)
+    )
+    assert sites_in_float(graph, whole) == ()
+    assert sites_in_float(graph, less) == (
+        *("1 x query of matmul", "1 x key of matmul", "1 x attention of matmul", "1 x value of matmul"),
+    )
+    points = [plan_point(graph, measured, Importance.SENSITIVITY, plan) for plan in (whole, less)]
+    assert points[0] is not None
+    assert points[1] is not None
+    assert points[1].loss < points[0].loss
+    assert points[1].bytes == points[0].bytes
+
+
+def test_photos_near_a_tie_decide_nothing() -> None:
+    simulated = np.array([[3.0, 1.0], [1.0, 1.3], [0.0, 2.0], [5.0, 1.0]])
+    assert decided_photos(simulated, simulated).all()
+    moved = simulated + np.array([[0.2, 0.0], [0.0, -0.2], [0.2, 0.0], [0.0, 0.2]])  # 0.14 in the mean square
+    assert decided_photos(simulated, moved).tolist() == [True, False, True, True]
+    assert decided_photos(simulated, simulated + 100 * simulated).sum() >= 2  # at least half
+    alike = {"openvino": np.arange(200) >= 6, "onnxruntime": np.arange(200) >= 2}
+    check_same(alike, 0.99, 0.97)
+    with pytest.raises(InputError, match=r"in onnxruntime: wanted the classes .* on 99 % of 200 photos, got 97 %"):
+        check_same({"onnxruntime": alike["openvino"]}, 0.99, 0.97)
+    check_same({"onnxruntime": np.arange(16) >= 1}, 0.99, 0.97)  # one of few
+    with pytest.raises(InputError, match=r"on 90.62 % of 16 photos, got 87.5 %.*Take more bits, another --method"):
+        check_same({"onnxruntime": np.arange(16) >= 2}, 0.99, 0.97)
+
+
 def test_errors_of_sites_are_those_of_their_tensors() -> None:
     model, graph = small_graph()
     plan = QuantPlan.make(graph, MIN_MAX.name, MIN_MAX.spec, equal_bits(graph, 4, 4))
@@ -191,6 +242,7 @@ def receipt() -> Receipt:
         mean_weight_bits=8.0,
         mean_activation_bits=None,
         kept=("head",),
+        left_float=("2 x query of matmul",),
         simulated=2,
         file_bytes=1000,
         float_bytes=4000,
@@ -212,6 +264,7 @@ def test_a_receipt_says_what_was_measured_and_what_is_worse() -> None:
     assert found["file"] == "1000 bytes, 0.250 of 4000 in float32"
     assert found["mIoU"] == "0.6300 in float (torch), 0.6200 small (openvino): -0.0100 on 5 photos (test)"
     assert found["mean bits of activations"] == "float"
+    assert found["stays in float"] == "2 x query of matmul"
     assert found["same as float"] == "98.00 % of answers, on 16 photos (street test)"
     assert found["openvino"] == "2.00 small, 6.00 float: 3.00 times as fast"
     assert found["onnxruntime"] == "4.00 small, 2.00 float: 2.00 times SLOWER"
@@ -221,6 +274,7 @@ def test_a_receipt_says_what_was_measured_and_what_is_worse() -> None:
     assert receipt().warnings() == ["the small file is slower than float in onnxruntime: 4.00 ms against 2.00"]
     larger = replace(receipt(), file_bytes=4000, scores=None, small_ms={})
     assert larger.warnings() == ["the small file is not smaller: 4000 bytes against 4000"]
+    assert dict(replace(larger, left_float=()).rows())["stays in float"] == "no operand of a product"
     assert dict(larger.rows())["score"] == "not measured; give --data"
     assert Receipt.from_dict(json.loads(json.dumps(receipt().to_dict()))) == receipt()
 
@@ -245,6 +299,8 @@ def test_what_is_asked_for_is_checked_before_anything_is_opened(tmp_path: Path) 
     with pytest.raises(InputError, match="i-vit: wanted neither --budget nor --plan"):
         replace(options, budget="8bits", method=MethodName.I_VIT).check()
     replace(options, method=MethodName.I_VIT).check()
+    with pytest.raises(InputError, match="--quantize-attention: wanted with a budget, for a plan is used as it is"):
+        replace(options, plan=tmp_path / "plan.json", quantize_attention=True).check()
     (tmp_path / "small.onnx").write_text("")
     with pytest.raises(InputError, match="exists already"):
         replace(options, budget="4bits").check()

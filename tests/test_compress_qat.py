@@ -14,7 +14,7 @@ from denselab.compress.graph import Graph
 from denselab.compress.methods.method import Calibration, Method
 from denselab.compress.methods.min_max import MIN_MAX
 from denselab.compress.methods.repq_vit import REPQ_VIT
-from denselab.compress.observe import Stats, observe, weights
+from denselab.compress.observing import Stats, observe, weights
 from denselab.compress.plan import QuantPlan, equal_bits
 from denselab.compress.qat import Scales, Training, distilled, lsq_weights, trained
 from denselab.compress.quantizers import Uniform, quantized

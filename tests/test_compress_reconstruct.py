@@ -13,7 +13,7 @@ from denselab.compress.blocks import find_blocks, frozen
 from denselab.compress.graph import Graph, capture
 from denselab.compress.methods.method import Calibration
 from denselab.compress.methods.min_max import MIN_MAX
-from denselab.compress.observe import observe, weights
+from denselab.compress.observing import observe, weights
 from denselab.compress.plan import QuantPlan, QuantSpec, equal_bits
 from denselab.compress.quantizers import Uniform, quantized
 from denselab.compress.reconstruct import (

@@ -355,6 +355,6 @@ def test_nothing_needs_it() -> None:
     }
     assert importing == {
         ("explain/heat.py", False),
-        ("compress/choose_bits.py", False),
+        ("compress/measure_losses.py", False),
         ("compress/pipeline.py", False),
     }

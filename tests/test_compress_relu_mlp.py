@@ -11,7 +11,7 @@ from compress_models import SmallNetwork, captured, images, small_graph
 from denselab.compress.graph import Graph
 from denselab.compress.methods.method import Calibration
 from denselab.compress.methods.min_max import MIN_MAX
-from denselab.compress.observe import observe
+from denselab.compress.observing import observe
 from denselab.compress.plan import QuantPlan, equal_bits
 from denselab.compress.relu_mlp import gelu_mlps, reconstruct_relu_mlps
 from denselab.compress.sites import Source

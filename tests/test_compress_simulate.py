@@ -14,7 +14,7 @@ from compress_models import CLASSES, images, small_graph
 from denselab.compress.graph import Axis, Graph, capture
 from denselab.compress.methods.min_max import MIN_MAX
 from denselab.compress.methods.repq_vit import REPQ_VIT
-from denselab.compress.observe import Stats, observe
+from denselab.compress.observing import Stats, observe
 from denselab.compress.plan import Granularity, Grid, QuantPlan, QuantSpec, equal_bits
 from denselab.compress.quantizers import AdaLog, Log2, Quantizer, Sulq, TanQ, Ternary, Uniform, ZeroCode
 from denselab.compress.simulate import QuantizedGraph, grid_of, read_quantizers

@@ -184,6 +184,7 @@ def test_photos_are_spread_and_unreadable_ones_replaced(tmp_path: Path) -> None:
     means = [each.mean(axis=(0, 1)).argmax() for each in found]
     assert {int(each) for each in means} >= {0, 1}
     assert len(read_some(root, 100, said.append, lambda files: files)) == 11
+    assert f"{root}: 12 photos, fewer than the 100 asked for (--images)" in said
     for path in root.rglob("*.png"):
         path.write_text("no picture")
     with pytest.raises(InputError, match="none of 12 can be read"):

@@ -17,16 +17,18 @@ import torch
 from testbeds import ROOT, TESTBEDS, Testbed, captured
 
 from denselab.compress.allocate import Bytes
-from denselab.compress.choose_bits import CANDIDATES, Importance, bits_within, measure
+from denselab.compress.bit_losses import Importance
+from denselab.compress.choose_bits import CANDIDATES, bits_within
+from denselab.compress.measure_losses import measure
 from denselab.compress.methods.method import Calibration
 from denselab.compress.methods.repq_vit import REPQ_VIT
-from denselab.compress.observe import observe
+from denselab.compress.observing import observe
 from denselab.compress.plan import QuantPlan, equal_bits
 from denselab.compress.subject import Photos
 from denselab.files import write_json
 
 RESULTS = ROOT / "benchmarks" / "results" / "ptq"
-WEIGHT_BITS = (4, 3)
+WEIGHT_BITS = (3, 2)
 DRAWN_IMAGES = 32
 EQUAL = "equal bits"
 

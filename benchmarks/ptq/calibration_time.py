@@ -20,7 +20,7 @@ from denselab.compress.methods.lrp_qvit import LRP_QVIT
 from denselab.compress.methods.method import Calibration
 from denselab.compress.methods.min_max import MIN_MAX
 from denselab.compress.methods.repq_vit import REPQ_VIT
-from denselab.compress.observe import observe
+from denselab.compress.observing import observe
 from denselab.compress.plan import QuantPlan, equal_bits
 from denselab.files import write_json
 

@@ -20,14 +20,16 @@ import torch
 from testbeds import ROOT, TESTBEDS, Testbed, captured
 
 from denselab.compress.allocate import MeanBits
-from denselab.compress.choose_bits import Importance, Measured, bits_within, measure
+from denselab.compress.bit_losses import Importance, Measured
+from denselab.compress.choose_bits import bits_within
 from denselab.compress.graph import Graph
+from denselab.compress.measure_losses import measure
 from denselab.compress.methods.all import METHODS
 from denselab.compress.methods.lrp_qvit import LRP_QVIT
 from denselab.compress.methods.method import Calibration, Method
 from denselab.compress.methods.mix_qvit import MIX_QVIT
 from denselab.compress.methods.repq_vit import REPQ_VIT
-from denselab.compress.observe import Stats, observe
+from denselab.compress.observing import Stats, observe
 from denselab.compress.plan import QuantPlan, equal_bits
 from denselab.compress.subject import Subject
 from denselab.files import write_json

@@ -51,6 +51,14 @@ def compress(
     keep: Annotated[
         list[KeepName] | None, typer.Option(help="Stays at 8 bits; may be repeated. [default: first-input, head]")
     ] = None,
+    quantize_attention: Annotated[
+        bool,
+        typer.Option(
+            "--quantize-attention",
+            help="Quantize products of two activations too, as in attention. Budgets of bits and GBOPs do so anyway; "
+            "under others they stay in float, as no engine gains by it.",
+        ),
+    ] = False,
     weights: Annotated[Path | None, typer.Option(help="Weights of timm:NAME (.safetensors or .pth).")] = None,
     report: Annotated[Path | None, typer.Option(help="Write a report with plots to this file (.html).")] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the receipt to this file.")] = None,
@@ -83,6 +91,7 @@ def compress(
         images=images,
         importance=importance,
         kept=_kept(keep),
+        quantize_attention=quantize_attention,
         plan=plan,
         data=data,
         work=work,

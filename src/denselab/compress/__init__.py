@@ -1,8 +1,6 @@
 """From any PyTorch vision model to mixed-precision integers, in steps that can each be saved."""
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,14 +22,3 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'denselab.compress' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(f"denselab.compress.{_HOMES[name]}"), name)
     return value
-
-
-class _Package(ModuleType):
-    """Its `observe` is the step, although a file of that name lies here, which import would put in its place."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from denselab.compress.choose_bits import Importance, Measured, side_losses, site_groups
+from denselab.compress.bit_losses import Importance, Measured, side_losses
 from denselab.compress.graph import Graph
 from denselab.compress.plan import QuantPlan, kept_sites
 from denselab.compress.quantizers import quantized as through
 from denselab.compress.relevance.scores import SavedRelevance
 from denselab.compress.saved_file import reading
 from denselab.compress.simulate import QuantizedGraph
+from denselab.compress.site_groups import site_groups
 from denselab.files import write_json
 
 COLUMNS = ("layer", "operation", "bits", "relevance", "sensitivity", "error")
@@ -94,6 +96,12 @@ def layer_cells(layer: Layer) -> tuple[str, ...]:
     operands = f"{layer.first} {_bits(layer.first_bits)}, {layer.second} {_bits(layer.second_bits)}"
     kept = " (kept)" if layer.kept else ""
     return (layer.name, layer.op, operands + kept, f"{100 * layer.relevance:.1f} %", loss, f"{100 * layer.error:.3f} %")
+
+
+def sites_in_float(graph: Graph, plan: QuantPlan) -> tuple[str, ...]:
+    """What a plan leaves in float, counted, in words: sites by their operand and operation."""
+    counted = Counter((site.op, site.operand) for site in graph.sites if site.key not in plan.specs)
+    return tuple(f"{count} x {operand.value} of {op.value}" for (op, operand), count in counted.items())
 
 
 def site_errors(quantized: QuantizedGraph, batches: Sequence[Tensor]) -> dict[str, float]:

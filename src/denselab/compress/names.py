@@ -19,7 +19,7 @@ class MethodName(StrEnum):
 
 
 class ImportanceName(StrEnum):
-    """What decides where bits go: names of `choose_bits.Importance`, as they are typed."""
+    """What decides where bits go: names of `bit_losses.Importance`, as they are typed."""
 
     SENSITIVITY = "sensitivity"
     LRP = "lrp"

@@ -3,6 +3,7 @@
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 
@@ -31,11 +32,11 @@ class PhotoFile:
             return open_image(self.source / self.name)
         if self.source.suffix.lower() != ".zip":
             return open_image(self.source)
-        with zipfile.ZipFile(self.source) as archive:
-            try:
-                return from_picture(Image.open(BytesIO(archive.read(self.name))))
-            except (InputError, OSError, UnidentifiedImageError, zipfile.BadZipFile) as error:
-                raise InputError(f"{self}: wanted a photo, but it cannot be read; copy it again") from error
+        try:
+            archive = _archive(self.source, self.source.stat().st_mtime_ns)
+            return from_picture(Image.open(BytesIO(archive.read(self.name))))
+        except (InputError, OSError, KeyError, UnidentifiedImageError, zipfile.BadZipFile) as error:
+            raise InputError(f"{self}: wanted a photo, but it cannot be read; copy it again") from error
 
     def __str__(self) -> str:
         return str(self.source / self.name)
@@ -74,6 +75,8 @@ def read_some(
     """
     found = list_photos(source)
     taken = min(count, len(found))
+    if taken < count:
+        say(f"{source}: {taken} photos, fewer than the {count} asked for (--images)")
     spread = [index * len(found) // taken for index in range(taken)]
     rest = iter(sorted(set(range(len(found))) - set(spread)))
     photos: list[NDArray[np.uint8]] = []
@@ -109,9 +112,10 @@ def labelled(source: Path, names: Sequence[str] | None, classes: int) -> Labelle
     wanted = tuple(names) if names and set(names) == set(found) else found
     if len(found) != classes or (names and set(names) != set(found)):
         theirs = f"{classes} classes ({_listed(names)})" if names else f"{classes} classes"
+        got = f"{len(found)} ({_listed(found)})" if all(found) else "photos in no folder of a class"
         raise InputError(
-            f"{source}: wanted one folder of photos for each of the model's {theirs}, got {len(found)} "
-            f"({_listed(found)}); give the data of the classes it was trained for"
+            f"{source}: wanted one folder of photos for each of the model's {theirs}, got {got}; give the data of the "
+            "classes it was trained for"
         )
     photos = tuple((photo, wanted.index(name)) for name in found for photo in by_class[split][name])
     return Labelled(source, split or "all", wanted, photos)
@@ -121,6 +125,12 @@ def batched(items: Sequence[tuple[PhotoFile, int]], size: int) -> Iterator[Seque
     """So many at a time."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
+
+
+@lru_cache(maxsize=4)
+def _archive(source: Path, changed_ns: int) -> zipfile.ZipFile:
+    """An archive that stays open: its list of names is long to read."""
+    return zipfile.ZipFile(source)
 
 
 def _is_photo(name: str) -> bool:

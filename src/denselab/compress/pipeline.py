@@ -16,7 +16,7 @@ A stage that was made with the same is not made again (see `work_folder`).
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,15 +27,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from denselab.compress.allocate import Budget, budget_text, parse_budget
-from denselab.compress.choose_bits import WIDTHS, ChosenBits, Importance, Measured, measure
+from denselab.compress.bit_losses import Importance, Measured
+from denselab.compress.choose_bits import ChosenBits
 from denselab.compress.fold_norms import fold_norms
 from denselab.compress.graph import Axis, Graph, capture
-from denselab.compress.layer_table import Layer, layer_table, read_layers, site_errors, write_layers
+from denselab.compress.layer_table import Layer, layer_table, read_layers, site_errors, sites_in_float, write_layers
+from denselab.compress.measure_losses import WIDTHS, measure
 from denselab.compress.methods.all import measuring, method_named
 from denselab.compress.methods.i_vit import I_VIT
 from denselab.compress.methods.method import Calibration, Method
 from denselab.compress.names import ImportanceName, MethodName
-from denselab.compress.observe import Stats, observe
+from denselab.compress.observing import FEWEST_IMAGES, Stats, observe
 from denselab.compress.photos import read_some
 from denselab.compress.plan import KEPT, Kept, QuantPlan
 from denselab.compress.receipt import Receipt, Score, both_times_ms
@@ -61,7 +63,16 @@ from denselab.compress.small_file import (
     write_small,
 )
 from denselab.compress.subject import Classifier, Dense, Photos, Subject
-from denselab.compress.within_budget import CurvePoint, bits_for, check_met, curve, only_8, plan_point
+from denselab.compress.within_budget import (
+    CurvePoint,
+    bits_for,
+    check_met,
+    curve,
+    float_products,
+    limits_activations,
+    only_8,
+    plan_point,
+)
 from denselab.compress.work_folder import WorkFolder, file_sha256
 from denselab.errors import InputError
 from denselab.export.artifact import check_target
@@ -82,15 +93,17 @@ class Options:
     """What a user asks for.
 
     calibrate: folder or .zip of photos, of which so many `images` are taken. budget: see `allocate.parse_budget`; None
-    with a plan alone. method, importance: None: `auto`, and the method's own. kept: stays at 8 bits. plan: used as it
-    is. data: to score on. work: folder of the stages; None: beside `out`. seed: of all that is drawn at random.
-    min_agreement: see `small_file.EXACT`.
+    with a plan alone. method, importance: None: `auto`, and the method's own. kept: stays at 8 bits.
+    quantize_attention: products of two activations too, where the budget does not ask for it (see
+    `within_budget.float_products`). plan: used as it is. data: to score on. work: folder of the stages; None: beside
+    `out`. seed: of all that is drawn at random. min_agreement: see `small_file.EXACT_CLASSES`.
     """
 
     calibrate: Path
     out: Path
     budget: str | None = None
     method: MethodName | None = None
+    quantize_attention: bool = False
     images: int = 128
     importance: ImportanceName | None = None
     kept: frozenset[Kept] = KEPT
@@ -108,6 +121,8 @@ class Options:
             if self.budget is not None or self.plan is not None:
                 raise InputError("--method i-vit: wanted neither --budget nor --plan, for its bits are fixed; drop it")
             return
+        if self.quantize_attention and self.plan is not None:
+            raise InputError("--quantize-attention: wanted with a budget, for a plan is used as it is; edit the plan")
         if self.budget is None and self.plan is None:
             raise InputError("--budget: wanted one such as 4.0bits, 2.5MB, 0.25x or 8ms, or --plan FILE; got neither")
         if self.budget is not None and self.plan is not None:
@@ -115,7 +130,8 @@ class Options:
         if self.budget is not None:
             parse_budget(self.budget, 1)
         if self.plan is not None and not self.plan.is_file():
-            raise InputError(f"--plan: wanted a file, got {self.plan}, which does not exist; check the path")
+            what = "a folder" if self.plan.is_dir() else "which does not exist"
+            raise InputError(f"--plan: wanted a file, got {self.plan}, {what}; check the path")
 
 
 @dataclass(frozen=True)
@@ -141,10 +157,14 @@ def compress(subject: Subject, options: Options, say: Callable[[str], None], tra
     (naming the nearest that can), a plan or a work folder of another model, engines that disagree with the simulation.
     """
     options.check()
+    if options.method is MethodName.I_VIT and not isinstance(subject.kind, Classifier):
+        raise InputError("--method i-vit: wanted a classifier, got a dense model; choose another method")
     data = None if options.data is None else open_data(subject, options.data)
     photos = read_some(
         options.calibrate, options.images, say, lambda found: track(found, options.images, "reading photos")
     )
+    if len(photos) < FEWEST_IMAGES:
+        raise InputError(f"--calibrate: wanted at least {FEWEST_IMAGES} photos, got {len(photos)}; add some")
     seen = [subject.seen(photo) for photo in photos]
     del photos
     say("tracing the model")
@@ -235,8 +255,6 @@ class _Run:
 
     def _integer_outcome(self) -> Outcome:
         """I-ViT has no plan: its bits are fixed, and its file is the program."""
-        if not isinstance(self.subject.kind, Classifier):
-            raise InputError("--method i-vit: wanted a classifier, got a dense model; choose another method")
         made_with = {**self.images, "method": self.name}
         self.work.stage("model.onnx", made_with, self._write_program, _nothing_written, _nothing)
         return self._finished((), None, ())
@@ -353,16 +371,23 @@ class _Run:
             asked_plan, plan = {"given": file_sha256(self.options.plan)}, self.given
             return self.work.stage("plan.json", asked_plan, lambda: plan, write, read, may_be_edited=True)
 
+        asked_for = self.options.quantize_attention or limits_activations(budget)
+        left_float = frozenset[str]() if asked_for else float_products(self.graph)
+
+        def draft_bytes(chosen: ChosenBits) -> int:
+            return self._draft_bytes(chosen, left_float)
+
         def make() -> QuantPlan:
             assert self.measured is not None
-            chosen = bits_for(self.graph, self.measured, budget, self.importance, self.options.seed, self._draft_bytes)
-            return self._plan_of(self.method, chosen.bits)
+            chosen = bits_for(self.graph, self.measured, budget, self.importance, self.options.seed, draft_bytes)
+            return self._plan_of(self.method, chosen.bits, left_float)
 
         asked = {
             "budget": budget_text(budget),
             "method": self.method.name,
             "importance": self.importance.value,
             "kept": sorted(each.value for each in self.options.kept),
+            "left_float": sorted(left_float),
             "seed": self.options.seed,
             "sensitivity": self.work.sha256("sensitivity.json"),
             "float_network": self.work.sha256("float.onnx"),
@@ -375,14 +400,15 @@ class _Run:
             )
         return plan
 
-    def _plan_of(self, method: Method, bits: Mapping[str, int]) -> QuantPlan:
-        return QuantPlan.make(self.graph, method.name, method.spec, bits, self.options.kept)
+    def _plan_of(self, method: Method, bits: Mapping[str, int], left_float: Set[str]) -> QuantPlan:
+        planned = {key: width for key, width in bits.items() if key not in left_float}
+        return QuantPlan.make(self.graph, method.name, method.spec, planned, self.options.kept)
 
-    def _draft_bytes(self, chosen: ChosenBits) -> int:
+    def _draft_bytes(self, chosen: ChosenBits, left_float: Set[str]) -> int:
         """Of the file that a choice makes, by quantizers that are fitted in seconds."""
         self.say("looking at the size of a draft")
         method = measuring(self.method)
-        plan = self._plan_of(method, chosen.bits)
+        plan = self._plan_of(method, chosen.bits, left_float)
         quantized = method.quantize(self.graph, self.stats, plan, self.calibration)
         return small_model(self.subject, quantized, self.network_hw).ByteSize()
 
@@ -434,6 +460,7 @@ class _Run:
             mean_weight_bits=about.mean_weight_bits,
             mean_activation_bits=about.mean_activation_bits,
             kept=_OF_INTEGERS if self.plan is None else tuple(sorted(each.value for each in self.plan.kept)),
+            left_float=() if self.plan is None else sites_in_float(self.graph, self.plan),
             integer_share=integer_share(path, photo),
             simulated=about.simulated,
             file_bytes=path.stat().st_size,

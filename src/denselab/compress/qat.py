@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from denselab.compress.edit import GraphEdit
 from denselab.compress.graph import Graph, Hook
 from denselab.compress.methods.method import Calibration
-from denselab.compress.observe import weights
+from denselab.compress.observing import weights
 from denselab.compress.plan import kept_axes
 from denselab.compress.quantizers import Quantizer, Uniform, fake_quantized, lsq_scale
 from denselab.compress.ranges import lsq_start

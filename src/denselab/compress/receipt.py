@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from denselab.runtime.session import Session
 
 _TURNS, _RUNS_PER_TURN = 5, 3
+_TUPLES = ("kept", "left_float", "photo_hw", "scores")
 
 TORCH = "torch eager"
 Photo = NDArray[np.uint8]
@@ -42,8 +43,8 @@ class Receipt:
     engine, one photo of `photo_hw` px. same_as_simulation: share of answers that an engine gives as the simulation in
     torch does. same_as_float: of answers that the small file gives as the float model does. photos, photos_of: what
     both were compared on. integer_share: of all multiplications, what every engine computes in integers. kept: what
-    stays at 8 bits. simulated: quantizers that no engine has kernels for, computed in float. scores: None without
-    --data.
+    stays at 8 bits. left_float: tensors that the plan does not quantize. simulated: quantizers that no engine has
+    kernels for, computed in float. scores: None without --data.
     """
 
     method: str
@@ -51,6 +52,7 @@ class Receipt:
     mean_weight_bits: float | None
     mean_activation_bits: float | None
     kept: tuple[str, ...]
+    left_float: tuple[str, ...]
     simulated: int
     file_bytes: int
     float_bytes: int
@@ -71,8 +73,9 @@ class Receipt:
         scores = data["scores"]
         height, width = data["photo_hw"]
         return cls(
-            **{each.name: data[each.name] for each in fields(cls) if each.name not in ("kept", "photo_hw", "scores")},
+            **{each.name: data[each.name] for each in fields(cls) if each.name not in _TUPLES},
             kept=tuple(data["kept"]),
+            left_float=tuple(data["left_float"]),
             photo_hw=(height, width),
             scores=None if scores is None else tuple(Score(**each) for each in scores),
         )
@@ -80,7 +83,8 @@ class Receipt:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         scores = None if self.scores is None else [vars(each) for each in self.scores]
-        return {**vars(self), "kept": list(self.kept), "photo_hw": list(self.photo_hw), "scores": scores}
+        lists = {name: list(getattr(self, name)) for name in ("kept", "left_float", "photo_hw")}
+        return {**vars(self), **lists, "scores": scores}
 
     def rows(self) -> list[tuple[str, str]]:
         """What was measured, in words, one fact per row."""
@@ -91,6 +95,7 @@ class Receipt:
             ("mean bits of weights", _number(self.mean_weight_bits)),
             ("mean bits of activations", _number(self.mean_activation_bits)),
             ("stays at 8 bits", ", ".join(self.kept) or "nothing beyond the plan"),
+            ("stays in float", ", ".join(self.left_float) or "no operand of a product"),
             ("file", f"{self.file_bytes} bytes, {of:.3f} of {self.float_bytes} in float32"),
         ]
         for each in self.scores or ():

@@ -26,12 +26,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, fx
 
 from denselab.compress.edit import GraphEdit, argument, float_dtype, is_shared, is_stored, packet
-from denselab.compress.graph import Graph, ShapesRun
+from denselab.compress.graph import Graph
 from denselab.compress.methods.method import Calibration
 from denselab.compress.ranges import percentile_scales
 from denselab.compress.relevance.hessian import perturbation_hessian
 from denselab.compress.relevance.scores import single_images
-from denselab.compress.sites import FoundSites, ModelHash, Op, Operand, Place, QuantSite, Source, find_sites
+from denselab.compress.sites import FoundSites, Op, Operand, Place, QuantSite, Source
 from denselab.errors import InputError
 
 aten = torch.ops.aten
@@ -110,7 +110,7 @@ def reconstruct_relu_mlps(
             before, after = _train(loss, values, steps, rate, tokens_per_step, calibration.seed)
             calibration.say(f"ReLU: MLP {number + 1} of {len(mlps)}, loss {before:.3g}, then {after:.3g}")
         _put_in_place(edit, mlp, values)
-    return _finished(edit)
+    return edit.finish(same_model=False, same_answer=False)
 
 
 def _mlp(gelu: fx.Node) -> Mlp | None:
@@ -292,15 +292,3 @@ def _put_in_place(edit: GraphEdit, mlp: Mlp, values: Parameters) -> None:
     edit.graph.erase_node(gelu)
     for (node, number), value in values.items():
         edit.set_parameter(edit.nodes[node], number, value, str(argument(node, number).target))
-
-
-def _finished(edit: GraphEdit) -> Graph:
-    """The changed graph. Not `GraphEdit.finish`, which proves that the answer has stayed what it was."""
-    edit.graph.lint()
-    module = fx.GraphModule(edit.module, edit.graph)
-    run = ShapesRun(module)
-    shapes = edit.source.example_shapes
-    with torch.no_grad():
-        run.run(*(torch.zeros(shape, dtype=float_dtype(edit.source)) for shape in shapes))
-    found = find_sites(module.graph, run.shapes, images=shapes[0][0])
-    return replace(edit.source, module=module, found=found, model=ModelHash.of(module, found))

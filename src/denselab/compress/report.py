@@ -83,7 +83,8 @@ def relevance_figure(layers: Sequence[Layer]) -> Figure:
     places = range(len(layers))
     upper.bar(places, [100 * layer.relevance for layer in layers], color=_WEIGHT)
     upper.set_ylabel("relevance, %")
-    lower.bar(places, [max(100 * layer.error, 1e-4) for layer in layers], color=_ACTIVATION)
+    off = [(place, max(100 * layer.error, 1e-4)) for place, layer in enumerate(layers) if layer.error]
+    lower.bar([place for place, _ in off], [error for _, error in off], color=_ACTIVATION)
     lower.set_yscale("log")
     lower.set_ylabel("error, %")
     for axes in (upper, lower):

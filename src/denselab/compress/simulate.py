@@ -14,7 +14,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from denselab.compress.graph import Graph, Hook
-from denselab.compress.observe import weights
+from denselab.compress.observing import weights
 from denselab.compress.plan import Grid, QuantPlan
 from denselab.compress.quantizers import (
     AdaLog,

@@ -30,7 +30,7 @@ from denselab.export.artifact import export_artifact
 from denselab.export.examples import PARITY_SPLITS, Examples, from_dataset
 from denselab.export.executed import executed_integers
 from denselab.export.graph import ArtifactGraph, to_onnx
-from denselab.export.parity import LIMITS_OF_MIXED, Limits, agreement, open_engines
+from denselab.export.parity import LIMITS_OF_MIXED, MEND_COMPRESSED, Limits, agreement, open_engines
 from denselab.export.precision import Precision
 from denselab.export.torch_session import TorchSession, describe
 from denselab.files import atomic_path
@@ -39,15 +39,25 @@ from denselab.runtime.artifact import METADATA_KEY, Compression, read_info
 from denselab.runtime.predictor import Predictor
 from denselab.runtime.session import Session
 
-EXACT_CLASSES, DEFAULT_CLASSES = 0.9, 0.8
-"""Least share of photos to whose class engines come as the simulation does: in fp32, and OpenVINO in the precision it
-picks. Of pixels it is `LIMITS_OF_MIXED`.
+EXACT_CLASSES, DEFAULT_CLASSES = 0.99, 0.97
+"""Least share of decided photos to whose class engines come as the simulation does: in fp32, and OpenVINO in the
+precision it picks. Of pixels it is `LIMITS_OF_MIXED`.
 
-Where a number lies between two codes, another order of a sum takes the other; in few bits that moves the answer. Of a
-few photos that is a large share, so these limits find files that are wrong, not those that are coarse.
+A number between two codes takes the one or the other as a sum was made in this order or that, and from layer to layer
+more codes follow: in a ViT of 8 bits a third of them differ at the end, by a step, between any two orders, and between
+the simulation and itself with pixels one part in a million brighter. So far as this moves logits (`decided_photos`), no
+file can be held to the simulation's answer. On the other photos of 256 of CIFAR-10 both engines agreed wholly for a ViT
+of 8 bits; at W4A4 on 98.6 to 99.5 % (RepQ-ViT), and on 95.3 to 96.6 % with plain uniform ranges, which ruin it.
 """
 
+COARSE_CLASSES = 0.9
+"""The same for plans with fewer than FINE_BITS somewhere, whose steps move some photos far more than others."""
+
+FINE_BITS = 6
+
 _COMPARED = 16
+_BRIGHTER = 1 + 1e-6
+_SURE = 4
 
 Photo = NDArray[np.uint8]
 
@@ -146,6 +156,8 @@ def write_small(
     exact, default = (
         (EXACT_CLASSES, DEFAULT_CLASSES) if classifies else (LIMITS_OF_MIXED.exact, LIMITS_OF_MIXED.default)
     )
+    if classifies and any(spec.bits < FINE_BITS for spec in quantized.plan.specs.values()):
+        exact = default = COARSE_CLASSES
     if min_agreement is not None:
         exact, default = min_agreement, min(min_agreement, default)
     compression = compression_of(quantized, plan_json)
@@ -167,12 +179,25 @@ def write_small(
             )
         case Classifier():
             say(f"comparing with the simulation on {len(examples.images)} photos ({examples.source})")
-            simulated = _Asked(lambda seen: quantized.run(subject.pixels(seen)))
+            simulated, brighter = (
+                _all_logits(_Asked(lambda seen, by=by: quantized.run(by * subject.pixels(seen))), examples.images)
+                for by in (1, _BRIGHTER)
+            )
+            decided = decided_photos(simulated, brighter)
+            if not decided.all():
+                say(
+                    f"{np.count_nonzero(~decided)} of them are so near a tie that rounding decides; on the others "
+                    "engines must agree"
+                )
             with TemporaryDirectory() as folder:
                 draft = Path(folder) / "draft.onnx"
                 draft.write_bytes(model.SerializeToString())
-                same = _same_classes(draft, simulated, examples.images)
-            _check_same(same, exact, default, len(examples.images))
+                alike = {
+                    name: _all_logits(engine, examples.images).argmax(1) == simulated.argmax(1)
+                    for name, engine in open_engines(draft, torch.get_num_threads()).items()
+                }
+            check_same({name: each[decided] for name, each in alike.items()}, exact, default)
+            same = {name: float(each.mean()) for name, each in alike.items()}
             about = {"name": subject.name, "licence": subject.licence, "agreement": same}
             _describe(model, {**about, "compression": vars(compression)})
             with atomic_path(out) as partial:
@@ -310,22 +335,31 @@ def _class_of(session: Session, photo: Photo) -> int:
     return int(session.run(photo)[LOGITS].argmax())
 
 
-def _same_classes(path: Path, simulated: Session, images: Sequence[Photo]) -> dict[str, float]:
-    wanted = [_class_of(simulated, photo) for photo in images]
-    return {
-        name: fmean(float(_class_of(engine, photo) == label) for photo, label in zip(images, wanted, strict=True))
-        for name, engine in open_engines(path, torch.get_num_threads()).items()
-    }
+def _all_logits(session: Session, images: Sequence[Photo]) -> NDArray[np.floating]:
+    """[photos, classes]."""
+    return np.stack([session.run(photo)[LOGITS] for photo in images])
 
 
-def _check_same(same: Mapping[str, float], exact: float, default: float, photos: int) -> None:
+def decided_photos(simulated: NDArray[np.floating], brighter: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Of which photos the simulation is sure: its best two logits lie farther apart than rounding moves them.
+
+    At least half of the photos count, so that noise alone never passes.
+    """
+    moved = float(np.sqrt(np.square(simulated - brighter).mean()))
+    ranked = np.sort(simulated, axis=1)
+    margins = ranked[:, -1] - ranked[:, -2]
+    return margins >= min(_SURE * moved, float(np.median(margins)))
+
+
+def check_same(alike: Mapping[str, NDArray[np.bool_]], exact: float, default: float) -> None:
     """One photo may always differ: of few, that is more than the share allowed."""
-    for engine, share in same.items():
-        wanted = min(default if engine == "openvino" else exact, 1 - 1.5 / photos)
-        if share < wanted:
+    for engine, each in alike.items():
+        wanted = min(default if engine == "openvino" else exact, 1 - 1.5 / len(each))
+        if each.mean() < wanted:
             raise InputError(
-                f"the file in {engine}: wanted the classes of the simulation on {100 * wanted:.4g} % of {photos} "
-                f"photos, got {100 * share:.4g} %; nothing was written. Take more bits, or allow it (--min-agreement)"
+                f"the file in {engine}: wanted the classes of the simulation on {100 * wanted:.4g} % of {len(each)} "
+                f"photos, got {100 * each.mean():.4g} %; nothing was written. {MEND_COMPRESSED}, or allow it "
+                "(--min-agreement)"
             )
 
 

@@ -16,18 +16,20 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from denselab.compress.allocate import parse_budget
-from denselab.compress.choose_bits import Importance, choose_bits, float_bytes
+from denselab.compress.bit_losses import Importance
+from denselab.compress.choose_bits import choose_bits
 from denselab.compress.fold_norms import fold_norms
 from denselab.compress.graph import ANY_SIZE, Axis, Graph
 from denselab.compress.graph import capture as captured
 from denselab.compress.methods.all import measuring, method_named
 from denselab.compress.methods.method import Calibration
-from denselab.compress.observe import Stats
-from denselab.compress.observe import observe as observe
+from denselab.compress.observing import Stats
+from denselab.compress.observing import observe as observe
 from denselab.compress.plan import KEPT, Kept, QuantPlan
 from denselab.compress.relevance.scores import Batches, Start
 from denselab.compress.relevance.sensitivity import Change, squared_change
 from denselab.compress.simulate import QuantizedGraph
+from denselab.compress.site_groups import float_bytes
 from denselab.compress.to_onnx import quantized_to_onnx
 from denselab.errors import InputError
 from denselab.files import atomic_path

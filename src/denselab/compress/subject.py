@@ -121,6 +121,8 @@ def open_classifier(source: str, weights: Path | None = None) -> Subject:
     Nothing is fetched. Raises InputError: unknown model, no weights, weights that do not fit, a damaged file.
     """
     name = source.removeprefix(TIMM)
+    if not name:
+        raise InputError(f"{source}: wanted timm:NAME, or timm:FOLDER that timm saved; give one")
     network = _from_folder(Path(name), weights) if Path(name).is_dir() else _from_weights(name, weights)
     data = cast("dict[str, Any]", resolve_model_data_config(network))
     classes = int(network.num_classes)
@@ -320,7 +322,7 @@ def _state(weights: Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise InputError(f"{weights}: wanted a file of weights, but it is damaged ({error})") from error
     except Exception as error:  # unpickling has many
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0] or "it is empty or cut off"
         raise InputError(f"{weights}: wanted a file of weights, but torch cannot load it: {reason}") from error
     for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):

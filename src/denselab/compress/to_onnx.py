@@ -44,6 +44,7 @@ aten = torch.ops.aten
 _CONVOLUTIONS = {aten.conv1d, aten.conv2d, aten.conv3d}
 _RELUS = {aten.relu, aten.relu6, aten.hardtanh}
 _HIGHEST = 255
+_MATRIX = 2
 
 
 def quantized_to_onnx(
@@ -288,10 +289,14 @@ def _sites(quantized: QuantizedGraph) -> dict[str, Site]:
 
 
 def _in_integers(graph: Graph, weight: str, found: dict[str, Site]) -> bool:
-    """Whether all that read a weight multiply it with codes, in an operation that has kernels."""
+    """Whether all that read a weight multiply it with codes, in an operation that has kernels.
+
+    ONNX Runtime (1.31) fails at stacks of matrices with a scale per column.
+    """
     readers = [each for each in graph.found.products if weight in (each.left, each.right)]
-    op = graph.found.by_key[weight].op
-    return op is not Op.CONV_TRANSPOSE and all(
+    site = graph.found.by_key[weight]
+    has_kernel = site.op is Op.CONV or (site.op is not Op.CONV_TRANSPOSE and len(site.shape) == _MATRIX)
+    return has_kernel and all(
         each.right == weight and isinstance(found.get(each.left), ActivationGrid) for each in readers
     )
 

@@ -9,20 +9,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from denselab.compress.allocate import Budget, Bytes, FloatShare, MeanBits, Milliseconds, budget_text
-from denselab.compress.choose_bits import (
-    CANDIDATES,
-    ChosenBits,
-    Importance,
-    Measured,
-    bits_within,
-    float_elements,
-    side_losses,
-    site_groups,
-)
+from denselab.compress.allocate import Bops, Budget, Bytes, FloatShare, MeanBits, Milliseconds, budget_text
+from denselab.compress.bit_losses import Importance, Measured, side_losses
+from denselab.compress.choose_bits import CANDIDATES, ChosenBits, bits_within
 from denselab.compress.graph import Graph
 from denselab.compress.plan import QuantPlan
 from denselab.compress.receipt import Receipt
+from denselab.compress.site_groups import float_elements, site_groups
 from denselab.errors import InputError
 
 CURVE_BITS = (2.5, 3, 3.5, 4, 5, 6, 7, 8)
@@ -32,6 +25,7 @@ METADATA_BYTES = 4096
 _DRAFTS = 4
 _MISSED = 1.03
 _CURVE_S = 5.0
+_FLOAT_BITS = 32
 
 
 @dataclass(frozen=True)
@@ -58,6 +52,31 @@ def only_8(budget: Budget) -> bool:
             return True
         case _:
             return False
+
+
+def limits_activations(budget: Budget) -> bool:
+    """Whether a budget counts bits of activations, so that quantizing more of them has a use beside speed."""
+    match budget:
+        case MeanBits(_, activations):
+            return activations is not None
+        case Bops():
+            return True
+        case _:
+            return False
+
+
+def float_products(graph: Graph) -> frozenset[str]:
+    """Keys of the operands of products of two activations, such as those of attention.
+
+    Engines gain nothing from integers there: OpenVINO computes them in float all the same and quantizes for nothing.
+    """
+    sites = graph.found.by_key
+    return frozenset(
+        key
+        for product in graph.found.products
+        for key in (product.left, product.right)
+        if not sites[product.left].is_weight and not sites[product.right].is_weight
+    )
 
 
 def bits_for(
@@ -127,10 +146,11 @@ def plan_point(graph: Graph, measured: Measured, importance: Importance, plan: Q
     for group in site_groups(graph, measured.kept):
         for weighs, keys in ((True, group.weights), (False, group.activations)):
             side = (measured.weights if weighs else measured.activations)[group.key]
-            widths = {plan.specs[key].bits if key in plan.specs else 32 for key in keys}
+            widths = {plan.specs[key].bits if key in plan.specs else _FLOAT_BITS for key in keys}
             parameters += 8 * side.parameter_bytes
             if weighs and keys:
                 parameters += group.weight_elements * max(widths)
+            widths -= {_FLOAT_BITS}
             found = losses[0 if weighs else 1][group.key]
             if found and not widths <= found.keys():
                 return None

@@ -13,7 +13,17 @@ from denselab.errors import InputError
 from denselab.export.examples import Examples
 from denselab.export.executed import executed_integers
 from denselab.export.graph import ArtifactGraph, to_onnx
-from denselab.export.parity import LIMITS_OF_MIXED, Limits, Receipt, check, measure, open_engines, timed_beside
+from denselab.export.parity import (
+    LIMITS_OF_MIXED,
+    MEND,
+    MEND_COMPRESSED,
+    Limits,
+    Receipt,
+    check,
+    measure,
+    open_engines,
+    timed_beside,
+)
 from denselab.export.precision import MIXED, Precision
 from denselab.export.quantize import quantize_int8, store_bf16
 from denselab.export.torch_session import TorchSession
@@ -67,7 +77,7 @@ def export_artifact(
             draft = Path(folder) / out.name
             draft.write_bytes(onnx_model.SerializeToString())
             measured = measure(draft, reference, parity, info.classes)
-            check(measured, limits)
+            check(measured, limits, MEND if ready is None else MEND_COMPRESSED)
             measured = replace(measured, integer_share=integer_share)
             if float_artifact is not None:
                 measured = timed_beside(measured, draft, float_artifact, parity.images[0])

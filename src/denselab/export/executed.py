@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from denselab.runtime.session import _import_openvino  # pyright: ignore[reportPrivateUsage]
+from denselab.runtime.session import import_openvino
 
 Inputs = Mapping[str, NDArray[np.generic]]
 """An example of what a model reads, by name."""
@@ -93,7 +93,7 @@ def _macs(kernel: str, read: Sequence[Sequence[int]], made: Sequence[int]) -> in
 
 def _integers_of_openvino(model: ModelProto) -> set[str]:
     """Names of the nodes of the file that OpenVINO runs in integers."""
-    openvino = _import_openvino()
+    openvino = import_openvino()
     core: Any = openvino.Core()
     compiled: Any = core.compile_model(core.read_model(model.SerializeToString()), "CPU", {"INFERENCE_NUM_THREADS": 1})
     found: set[str] = set()

@@ -26,7 +26,10 @@ Answers = Mapping[str, NDArray[Any]]
 """What a session returns of one photo."""
 
 OPENVINO_F32 = "openvino in fp32"
-_MEND = "Try --precision fp32, other calibration images (--data), a --network-size"
+MEND = "Try --precision fp32, other calibration images (--data), a --network-size"
+MEND_COMPRESSED = "Take more bits, another --method or other photos (--calibrate)"
+"""How a user mends answers that differ: of an export, and of a compression."""
+
 _TURNS, _RUNS_PER_TURN = 3, 3
 _SURE = 0.3
 
@@ -159,15 +162,15 @@ def timed_beside(measured: Measured, path: Path, float_artifact: Path, image: ND
     return replace(measured, latency_ms={**measured.latency_ms, **ours}, float_latency_ms=theirs)
 
 
-def check(measured: Measured, limits: Limits) -> None:
-    """Raise InputError, naming engine and figures, where a limit is not reached."""
+def check(measured: Measured, limits: Limits, mend: str = MEND) -> None:
+    """Raise InputError, naming engine and figures, where a limit is not reached. mend: what a user may try."""
     for engine, share in measured.agreement.items():
         wanted = limits.default if engine == "openvino" else limits.exact
         if not share >= wanted:
             raise InputError(
                 f"the artifact in {engine}: wanted the answers of torch on {100 * wanted:g} % of pixels, "
                 f"got {100 * share:.3f} % on {measured.images} images ({measured.image_source}); nothing was written. "
-                f"{_MEND}, or allow it with --min-agreement"
+                f"{mend}, or allow it with --min-agreement"
             )
         for name, theirs in (measured.score or {}).get(engine, {}).items():
             ours = (measured.score or {})["torch"][name]
@@ -176,7 +179,7 @@ def check(measured: Measured, limits: Limits) -> None:
                 raise InputError(
                     f"the artifact in {engine}: wanted a loss of at most {100 * limits.score_drop:g} points of "
                     f"{name} against torch, got {100 * drop:.2f} on {measured.images} images "
-                    f"({measured.image_source}); nothing was written. {_MEND}, or allow it with --max-score-drop"
+                    f"({measured.image_source}); nothing was written. {mend}, or allow it with --max-score-drop"
                 )
 
 

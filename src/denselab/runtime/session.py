@@ -33,7 +33,7 @@ class OpenVinoSession:
     engine = "openvino"
 
     def __init__(self, path: Path, threads: int | None = None, precision: str | None = None) -> None:
-        openvino = _import_openvino()
+        openvino = import_openvino()
         options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
@@ -55,7 +55,7 @@ class OpenVinoSession:
         return {name: answers[output][0] for name, output in self._outputs.items()}
 
 
-def _import_openvino() -> Any:
+def import_openvino() -> Any:
     """OpenVINO without the package by which it reports its use over the network: labelling a photo tells nobody."""
     sys.modules.setdefault("openvino_telemetry", cast("Any", None))
     import openvino

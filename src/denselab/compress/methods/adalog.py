@@ -29,9 +29,9 @@ from torch import Tensor, fx
 
 from denselab.compress.edit import argument, packet
 from denselab.compress.graph import Graph, Hook
-from denselab.compress.methods.method import Calibration, Method, Seen, fitted, unfit
-from denselab.compress.methods.repq_vit import REPQ_VIT
-from denselab.compress.observe import Stats, weights
+from denselab.compress.methods import repq_vit
+from denselab.compress.methods.method import Calibration, Method, Seen, unfit
+from denselab.compress.observing import Stats, weights
 from denselab.compress.plan import Granularity, Grid, QuantPlan, QuantSpec, finest
 from denselab.compress.quantizers import AdaLog, Quantizer, Uniform, parameter_shape, quantized
 from denselab.compress.ranges import (
@@ -47,7 +47,6 @@ from denselab.compress.ranges import (
 from denselab.compress.relevance.scores import single_images
 from denselab.compress.simulate import QuantizedGraph
 from denselab.compress.sites import Op, Operand, QuantSite, Source
-from denselab.errors import InputError
 
 aten = torch.ops.aten
 
@@ -60,7 +59,6 @@ _BASES = range(1, 129)
 _NUMBERS_PER_IMAGE = 2**12
 _SKETCH = 64
 _AT_ONCE = 2**17
-_GRIDS = (Grid.UNIFORM, Grid.LOG_SQRT2, Grid.ADALOG)
 
 Rows = Float[Tensor, "M H R K"]
 Groups = Float[Tensor, "N G"]
@@ -82,14 +80,8 @@ def quantize(graph: Graph, stats: Stats, plan: QuantPlan, calibration: Calibrati
 
     Raises InputError as `fitted`, for grids it cannot fit, and for no calibration images.
     """
-    plan.check(graph.site_list())
-    for key, each in plan.specs.items():
-        if each.grid not in _GRIDS:
-            raise InputError(f"{key}: {unfit(ADALOG.name, each)}")
-    logs = {key: each for key, each in plan.specs.items() if each.grid is Grid.ADALOG}
-    others = {key: each for key, each in plan.specs.items() if key not in logs}
-    start = REPQ_VIT.quantize(graph, stats, replace(plan, specs=others), calibration)
-    found = {**start.quantizers, **fitted(start.graph, stats, replace(plan, specs=logs), fit)}
+    start = repq_vit.reparameterized(graph, stats, plan, fit=fit)
+    found = dict(start.quantizers)
     generator = torch.Generator().manual_seed(calibration.seed)
     products = _products(start.graph, plan, calibration, generator)
     searched: set[str] = set()
@@ -100,11 +92,22 @@ def quantize(graph: Graph, stats: Stats, plan: QuantPlan, calibration: Calibrati
             for mine, other in turns:
                 found[mine.key] = _searched(mine, other, found, generator)
         searched.update(mine.key for mine, _ in turns)
-    return QuantizedGraph(start.graph, plan, {key: found[key] for key in plan.specs})
+    return QuantizedGraph(start.graph, plan, found)
 
 
-def fit(site: QuantSite, spec: QuantSpec, seen: Seen) -> AdaLog:
-    """The AdaLog quantizer of least squared error of the site itself, of every eighth base: where a search begins.
+def fit(site: QuantSite, spec: QuantSpec, seen: Seen) -> Quantizer:
+    """Where a search begins: `fit_adalog` where the plan has one, else as RepQ-ViT."""
+    match spec.grid:
+        case Grid.ADALOG:
+            return fit_adalog(site, seen, spec.bits)
+        case Grid.UNIFORM | Grid.LOG_SQRT2:
+            return repq_vit.fit(site, spec, seen)
+        case Grid.LOG2 | Grid.SULQ | Grid.TANQ | Grid.TERNARY:
+            raise unfit(ADALOG.name, spec)
+
+
+def fit_adalog(site: QuantSite, seen: Seen, bits: int) -> AdaLog:
+    """The AdaLog quantizer of least squared error of the site itself, of every eighth base.
 
     The scale is 1 after a softmax, the shift that of a GELU after one, else what lifts the least number to 0.
     """
@@ -117,7 +120,7 @@ def fit(site: QuantSite, spec: QuantSpec, seen: Seen) -> AdaLog:
         greatest = seen.high + shift
         scales = [*percentile_scales(values + shift, keep=seen.keep), torch.where(greatest > 0, greatest, 1)]
     bases = _BASES[7::8]
-    return least_error(values, [each for scale in scales for each in adalog_bases(scale, spec.bits, shift, bases)])
+    return least_error(values, [each for scale in scales for each in adalog_bases(scale, bits, shift, bases)])
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from denselab.compress.methods.method import Calibration, Method, fitted
 from denselab.compress.methods.min_max import MIN_MAX
 from denselab.compress.methods.mix_qvit import MIX_QVIT
 from denselab.compress.methods.repq_vit import REPQ_VIT
-from denselab.compress.observe import Stats
+from denselab.compress.observing import Stats
 from denselab.compress.plan import QuantPlan
 from denselab.compress.simulate import QuantizedGraph
 from denselab.errors import InputError

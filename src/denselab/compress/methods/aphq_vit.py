@@ -18,7 +18,7 @@ from denselab.compress.graph import Graph
 from denselab.compress.methods import min_max
 from denselab.compress.methods.method import Calibration, Method
 from denselab.compress.methods.repq_vit import REPQ_VIT
-from denselab.compress.observe import Stats, observe
+from denselab.compress.observing import Stats, observe
 from denselab.compress.plan import QuantPlan, QuantSpec
 from denselab.compress.reconstruct import AdaRound, Loss, Recipe, reconstruct
 from denselab.compress.relu_mlp import reconstruct_relu_mlps

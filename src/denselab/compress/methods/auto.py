@@ -22,7 +22,7 @@ from denselab.compress.graph import Graph
 from denselab.compress.methods import min_max
 from denselab.compress.methods.method import Calibration, Method, Seen, fitted, unfit
 from denselab.compress.methods.repq_vit import norm_fold
-from denselab.compress.observe import Stats, observe
+from denselab.compress.observing import Stats, observe
 from denselab.compress.plan import Grid, QuantPlan, QuantSpec
 from denselab.compress.quantizers import Quantizer
 from denselab.compress.ranges import SHRINKAGES, affine, grid, least_error, percentile_ranges, symmetric, ternary
@@ -31,7 +31,7 @@ from denselab.compress.relevance.sensitivity import Change
 from denselab.compress.simulate import QuantizedGraph
 from denselab.compress.sites import QuantSite
 
-STEPS = 40
+STEPS = 120
 """Per block; GLF-Q takes 3000."""
 
 IMAGES_PER_STEP = 16

@@ -19,25 +19,20 @@ import math
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from denselab.compress.fold_layer_norms import FoldableNorm, fold_layer_norms, foldable_norms
 from denselab.compress.graph import Graph
 from denselab.compress.methods import repq_vit
-from denselab.compress.methods.method import Calibration, Method, Seen, fitted, unfit
-from denselab.compress.observe import Stats
+from denselab.compress.methods.method import Calibration, Method, Seen, unfit
+from denselab.compress.observing import Stats
 from denselab.compress.plan import Grid, QuantPlan, QuantSpec
-from denselab.compress.quantizers import ChannelFold, LogSqrt2, Quantizer, TanQ, Uniform
+from denselab.compress.quantizers import Quantizer, TanQ
 from denselab.compress.ranges import least_error, median_scale, percentile_scales
 from denselab.compress.simulate import QuantizedGraph
 from denselab.compress.sites import QuantSite
-from denselab.errors import InputError
 
 ANGLES = tuple(math.pi / 2 * step / 16 for step in range(1, 16))
 """Radians that are tried, from nearly uniform to nearly all codes at the ends."""
 
-_GRIDS = (Grid.UNIFORM, Grid.LOG_SQRT2, Grid.TANQ)
 _SAMPLED = 2**16
 
 
@@ -48,55 +43,27 @@ def spec(site: QuantSite, bits: int) -> QuantSpec:
 
 
 def quantize(graph: Graph, stats: Stats, plan: QuantPlan, calibration: Calibration) -> QuantizedGraph:
-    """Fit a plan. Raises InputError as `fitted`, and for grids it cannot fit."""
-    plan.check(graph.site_list())
-    for key, each in plan.specs.items():
-        if each.grid not in _GRIDS:
-            raise InputError(f"{key}: {unfit(DOPQ_VIT.name, each)}")
-    maps = {key: each for key, each in plan.specs.items() if each.grid is Grid.TANQ}
-    others = {key: each for key, each in plan.specs.items() if key not in maps}
-    start = repq_vit.quantize(graph, stats, replace(plan, specs=others), calibration)
-    scaled, quantizers = _brought_to_medians(graph, stats, start)
-    quantizers |= fitted(scaled, stats, replace(plan, specs=maps), fit)
-    return QuantizedGraph(scaled, plan, {key: quantizers[key] for key in plan.specs})
+    """RepQ-ViT's with norms at the median. Raises InputError as `fitted`, and for grids it cannot fit."""
+    return repq_vit.reparameterized(graph, stats, plan, target=median_scale, fit=fit)
 
 
-def fit(site: QuantSite, spec: QuantSpec, seen: Seen) -> TanQ:
+def fit(site: QuantSite, spec: QuantSpec, seen: Seen) -> Quantizer:
+    """A TanQ of least error where the plan has one, else as RepQ-ViT."""
+    match spec.grid:
+        case Grid.TANQ:
+            return fit_tanq(seen, spec.bits)
+        case Grid.UNIFORM | Grid.LOG_SQRT2:
+            return repq_vit.fit(site, spec, seen)
+        case Grid.LOG2 | Grid.ADALOG | Grid.SULQ | Grid.TERNARY:
+            raise unfit(DOPQ_VIT.name, spec)
+
+
+def fit_tanq(seen: Seen, bits: int) -> TanQ:
     """The TanQ quantizer of least squared error, of percentiles and the greatest number as scale and of `ANGLES`."""
     values = seen.values if seen.keep else seen.values.flatten()[:: math.ceil(seen.values.numel() / _SAMPLED)]
     scales = [*percentile_scales(values, keep=seen.keep), torch.where(seen.high > 0, seen.high, 1)]
     angles = [torch.tensor(angle, dtype=values.dtype) for angle in ANGLES]
-    return least_error(values, [TanQ(scale, angle, spec.bits) for scale in scales for angle in angles])
-
-
-def _brought_to_medians(graph: Graph, stats: Stats, start: QuantizedGraph) -> tuple[Graph, dict[str, Quantizer]]:
-    """RepQ-ViT's graph and quantizers, norms brought to the median in place of the mean: all channels times a factor.
-
-    graph: before its norms were changed.
-    """
-    quantizers = dict(start.quantizers)
-    weight_of = {product.left: product.right for product in graph.found.products}
-    folds: list[tuple[FoldableNorm, ChannelFold]] = []
-    for norm, changed in zip(foldable_norms(graph), foldable_norms(start.graph), strict=True):
-        found = repq_vit.norm_fold(norm, stats, start.plan)
-        if found is None:
-            continue
-        _, fold = found
-        median = median_scale(fold.ratio * fold.scale)
-        factor = median / fold.scale
-        unmoved = torch.zeros_like(fold.offset)
-        folds.append((changed, ChannelFold(torch.ones_like(fold.ratio) / factor, unmoved, median, fold.zero_point)))
-        for reader in norm.readers:
-            for key, times in ((reader.site.key, factor), (weight_of[reader.site.key], 1 / factor)):
-                if key in quantizers:
-                    quantizers[key] = _times(quantizers[key], times)
-    return fold_layer_norms(start.graph, folds), quantizers
-
-
-def _times(quantizer: Quantizer, factor: Float[Tensor, ""]) -> Quantizer:
-    """For numbers that are a factor larger, the same codes; of the grids with a scale that RepQ-ViT fits."""
-    assert isinstance(quantizer, Uniform | LogSqrt2)
-    return replace(quantizer, scale=quantizer.scale * factor)
+    return least_error(values, [TanQ(scale, angle, bits) for scale in scales for angle in angles])
 
 
 DOPQ_VIT = Method("dopq-vit", spec, quantize)

@@ -17,7 +17,7 @@ from denselab.compress.integer.build import build_program
 from denselab.compress.integer.builder import OPERAND_BITS, Calibrated, magnitudes
 from denselab.compress.integer.program import IntegerProgram
 from denselab.compress.methods.method import Calibration
-from denselab.compress.observe import SiteStats, Stats
+from denselab.compress.observing import SiteStats, Stats
 from denselab.compress.ranges import grid, least_error, symmetric
 from denselab.errors import InputError
 

@@ -22,7 +22,7 @@ from denselab.compress.graph import Graph
 from denselab.compress.methods.method import Calibration, Method, Seen, fitted
 from denselab.compress.methods.repq_vit import REPQ_VIT, norm_fold
 from denselab.compress.methods.repq_vit import fit as fit_as_repq
-from denselab.compress.observe import Stats
+from denselab.compress.observing import Stats
 from denselab.compress.plan import Granularity, Grid, QuantPlan, QuantSpec
 from denselab.compress.quantizers import ChannelFold, Quantizer, Uniform
 from denselab.compress.ranges import SULQ_ETAS, least_error, sulq

@@ -11,7 +11,7 @@ min(s_c, quantile p of s), the middle of the channel's range stays; p is the one
 of least squared error of what the readers of the norm compute from the sample, their weights quantized as well. Bits:
 b_l = b + spread (Omega_l - mean Omega) / deviation of Omega, rounded and kept within limits, then moved one by one,
 those farthest from that number first, until the mean bits of weights and of activations meet the budget. Both sides of
-a group (`choose_bits.site_groups`) get the same bits.
+a group (`site_groups`) get the same bits.
 """
 
 import math
@@ -21,17 +21,18 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from denselab.compress.choose_bits import SiteGroup, site_groups, within_kinds
+from denselab.compress.bit_losses import within_kinds
 from denselab.compress.fold_layer_norms import FoldableNorm, NormReader
 from denselab.compress.graph import Graph
 from denselab.compress.methods.method import Calibration, Method, Seen
-from denselab.compress.methods.repq_vit import Clip, fit, mean_fold, reparameterized, spec
-from denselab.compress.observe import Stats, weights
+from denselab.compress.methods.repq_vit import Clip, fit, fold_of_moving, reparameterized, spec
+from denselab.compress.observing import Stats, weights
 from denselab.compress.plan import KEPT, Kept, QuantPlan, kept_axes
 from denselab.compress.quantizers import Uniform, quantized
 from denselab.compress.ranges import extremes
 from denselab.compress.relevance.scores import Score
 from denselab.compress.simulate import QuantizedGraph
+from denselab.compress.site_groups import SiteGroup, site_groups
 from denselab.errors import InputError
 
 CLIPS = (1.0, 0.99, 0.97, 0.95, 0.9)
@@ -97,7 +98,7 @@ def _reader_error(
     moves: Bool[Tensor, "C"],
 ) -> float:
     """|W x - Q(W) Q(x)|^2 / |W x|^2 of a reader after the change, a convolution tap by tap. key: of its weight."""
-    fold = mean_fold(per_channel, moves)
+    fold = fold_of_moving(per_channel, moves)
     changed = fold.apply(rows)
     seen = quantized(Uniform(fold.scale, fold.zero_point.to(torch.int32), per_channel.bits), changed)
     weight = stored[key].detach()

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from denselab.compress.graph import Graph
-from denselab.compress.observe import Stats, weights
+from denselab.compress.observing import Stats, weights
 from denselab.compress.plan import QuantPlan, QuantSpec, kept_axes
 from denselab.compress.quantizers import Quantizer
 from denselab.compress.ranges import extremes

@@ -9,7 +9,7 @@ import torch
 
 from denselab.compress.graph import Graph
 from denselab.compress.methods.method import Calibration, Method, Seen, fitted, unfit
-from denselab.compress.observe import Stats
+from denselab.compress.observing import Stats
 from denselab.compress.plan import Granularity, Grid, QuantPlan, QuantSpec, finest
 from denselab.compress.quantizers import Log2, LogSqrt2, Quantizer
 from denselab.compress.ranges import affine, symmetric, ternary

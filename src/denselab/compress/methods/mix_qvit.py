@@ -14,11 +14,13 @@ import math
 from collections.abc import Iterable, Mapping
 
 from denselab.compress.allocate import MeanBits
-from denselab.compress.choose_bits import IMAGES, ChosenBits, Importance, bits_within, measure
+from denselab.compress.bit_losses import Importance
+from denselab.compress.choose_bits import ChosenBits, bits_within
 from denselab.compress.graph import Graph
+from denselab.compress.measure_losses import IMAGES, measure
 from denselab.compress.methods.lrp_qvit import quantize, spec
 from denselab.compress.methods.method import Calibration, Method
-from denselab.compress.observe import Stats
+from denselab.compress.observing import Stats
 from denselab.compress.plan import KEPT, Kept
 from denselab.compress.quantizers.checks import BITS
 from denselab.compress.relevance.scores import Score, Start
@@ -40,7 +42,7 @@ def mix_qvit_bits(
     """Bits for every site, so many in the mean of weights and of activations; what is kept counts.
 
     relevance: LRP of the sites, if it is known; else it is measured from `start`. most_pairs_of: groups with pair
-    terms. Raises InputError as `choose_bits.measure` and `allocate`.
+    terms. Raises InputError as `measure_losses.measure` and `allocate`.
     """
     widths = shared_widths(mean_bits)
     asked = {Importance.LRP_TIMES_SENSITIVITY}

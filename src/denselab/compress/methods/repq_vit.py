@@ -21,8 +21,8 @@ from torch import Tensor
 
 from denselab.compress.fold_layer_norms import FoldableNorm, fold_layer_norms, foldable_norms
 from denselab.compress.graph import Graph
-from denselab.compress.methods.method import Calibration, Method, Seen, fitted, unfit
-from denselab.compress.observe import SiteStats, Stats
+from denselab.compress.methods.method import Calibration, Fit, Method, Seen, fitted, unfit
+from denselab.compress.observing import SiteStats, Stats
 from denselab.compress.plan import Granularity, Grid, QuantPlan, QuantSpec, finest
 from denselab.compress.quantizers import ChannelFold, LogSqrt2, Quantizer, Uniform, channel_fold
 from denselab.compress.ranges import affine, least_error, percentile_ranges, percentile_scales, symmetric
@@ -32,6 +32,14 @@ from denselab.compress.sites import Operand, QuantSite, Source
 Clip = Callable[[FoldableNorm, Float[Tensor, "rows C"], Bool[Tensor, "C"], Uniform], Uniform]
 """What a norm's quantizer per channel becomes before it is made one per tensor: from the norm, a sample of it, which of
 its channels move, and the quantizer as calibrated, [1, C]."""
+
+Target = Callable[[Float[Tensor, "C"]], Float[Tensor, ""]]
+"""The one scale of a norm from those of its channels that move."""
+
+
+def mean(scales: Float[Tensor, "C"]) -> Float[Tensor, ""]:
+    """The paper's `Target`."""
+    return scales.mean()
 
 
 def as_calibrated(norm: FoldableNorm, rows: Tensor, moves: Tensor, per_channel: Uniform) -> Uniform:
@@ -46,15 +54,32 @@ def spec(site: QuantSite, bits: int) -> QuantSpec:
     return QuantSpec(bits, Grid.UNIFORM, finest(site) if site.is_weight else Granularity.PER_TENSOR)
 
 
+def fit(site: QuantSite, spec: QuantSpec, seen: Seen) -> Quantizer:
+    """The candidate of least squared error, from percentiles and from the extremes."""
+    match spec.grid:
+        case Grid.UNIFORM:
+            ranges = [*percentile_ranges(seen.values, keep=seen.keep), (seen.low, seen.high)]
+            uniform = symmetric if spec.symmetric else affine
+            return least_error(seen.values, [uniform(*each, spec.bits) for each in ranges])
+        case Grid.LOG_SQRT2:
+            scales = [*percentile_scales(seen.values, keep=seen.keep), torch.where(seen.high > 0, seen.high, 1)]
+            return least_error(seen.values, [LogSqrt2(each, spec.bits) for each in scales])
+        case Grid.LOG2 | Grid.ADALOG | Grid.SULQ | Grid.TANQ | Grid.TERNARY:
+            raise unfit(REPQ_VIT.name, spec)
+
+
 def quantize(graph: Graph, stats: Stats, plan: QuantPlan, calibration: Calibration) -> QuantizedGraph:
     """Change the norms, then fit what the plan says. Raises InputError as `fitted`, and for grids it cannot fit."""
-    return reparameterized(graph, stats, plan, as_calibrated)
+    return reparameterized(graph, stats, plan)
 
 
-def reparameterized(graph: Graph, stats: Stats, plan: QuantPlan, clip: Clip) -> QuantizedGraph:
-    """`quantize` for methods that differ in what they do with a norm's channels."""
+def reparameterized(
+    graph: Graph, stats: Stats, plan: QuantPlan, clip: Clip = as_calibrated, target: Target = mean, fit: Fit = fit
+) -> QuantizedGraph:
+    """`quantize` for methods that fit other grids, or differ in what they do with a norm's channels."""
     plan.check(graph.site_list())
-    found = {norm: fold for norm in foldable_norms(graph) if (fold := norm_fold(norm, stats, plan, clip)) is not None}
+    folds = {norm: norm_fold(norm, stats, plan, clip, target) for norm in foldable_norms(graph)}
+    found = {norm: fold for norm, fold in folds.items() if fold is not None}
     folded = fold_layer_norms(graph, [(norm, fold) for norm, (_, fold) in found.items()])
     changed = {
         reader.site.key: (bits, reader.per_input(fold))
@@ -73,7 +98,7 @@ def reparameterized(graph: Graph, stats: Stats, plan: QuantPlan, clip: Clip) -> 
 
 
 def norm_fold(
-    norm: FoldableNorm, stats: Stats, plan: QuantPlan, clip: Clip = as_calibrated
+    norm: FoldableNorm, stats: Stats, plan: QuantPlan, clip: Clip = as_calibrated, target: Target = mean
 ) -> tuple[int, ChannelFold] | None:
     """The bits a norm is calibrated at per channel, and the change that makes it one scale and zero point.
 
@@ -89,28 +114,14 @@ def norm_fold(
         return None
     ranges = [*percentile_ranges(rows, keep=(1,)), (low.unsqueeze(0), high.unsqueeze(0))]
     per_channel = least_error(rows, [affine(*each, bits, with_zero=False) for each in ranges])
-    return bits, mean_fold(clip(norm, rows, moves, per_channel), moves)
+    return bits, fold_of_moving(clip(norm, rows, moves, per_channel), moves, target)
 
 
-def mean_fold(per_channel: Uniform, moves: Bool[Tensor, "C"]) -> ChannelFold:
-    """The change to the mean scale and zero point of the channels that move; per_channel: affine, [1, C]."""
+def fold_of_moving(per_channel: Uniform, moves: Bool[Tensor, "C"], target: Target = mean) -> ChannelFold:
+    """The change to one scale and the mean zero point of the channels that move; per_channel: affine, [1, C]."""
     assert per_channel.zero_point is not None
-    scale, zero_point = per_channel.scale.squeeze(0)[moves].mean(), per_channel.zero_point.squeeze(0)[moves]
+    scale, zero_point = target(per_channel.scale.squeeze(0)[moves]), per_channel.zero_point.squeeze(0)[moves]
     return channel_fold(per_channel, scale, zero_point.to(scale.dtype).mean())
-
-
-def fit(site: QuantSite, spec: QuantSpec, seen: Seen) -> Quantizer:
-    """The candidate of least squared error, from percentiles and from the extremes."""
-    match spec.grid:
-        case Grid.UNIFORM:
-            ranges = [*percentile_ranges(seen.values, keep=seen.keep), (seen.low, seen.high)]
-            uniform = symmetric if spec.symmetric else affine
-            return least_error(seen.values, [uniform(*each, spec.bits) for each in ranges])
-        case Grid.LOG_SQRT2:
-            scales = [*percentile_scales(seen.values, keep=seen.keep), torch.where(seen.high > 0, seen.high, 1)]
-            return least_error(seen.values, [LogSqrt2(each, spec.bits) for each in scales])
-        case Grid.LOG2 | Grid.ADALOG | Grid.SULQ | Grid.TANQ | Grid.TERNARY:
-            raise unfit(REPQ_VIT.name, spec)
 
 
 def _becomes_per_tensor(spec: QuantSpec) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from compress_models import HEADS, WIDTH, SmallNetwork, images, small_graph
 from denselab.compress.graph import Graph, capture
-from denselab.compress.observe import FEWEST_ROWS, Stats, observe, weights
+from denselab.compress.observing import FEWEST_ROWS, Stats, observe, weights
 from denselab.compress.plan import Granularity, finest, kept_axes
 from denselab.compress.sites import ModelHash, Operand
 from denselab.errors import InputError
