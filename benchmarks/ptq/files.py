@@ -20,13 +20,13 @@ CAMVID, CIFAR = SHARED / "camvid", SHARED / "cifar10" / "cifar10_18k_jpeg.zip"
 ON_CAMVID = ["--calibrate", str(CAMVID / "images" / "train"), "--images", "32", "--data", str(CAMVID)]
 ON_CIFAR = ["--calibrate", str(CIFAR), "--data", str(CIFAR)]
 CASES = {
-    "street_quarter": ("street", [*ON_CAMVID, "--budget", "0.25x"]),
+    "street_quarter": ("street", [*ON_CAMVID, "--budget", "0.25x", "--method", "minmax"]),
     "street_015": ("street", [*ON_CAMVID, "--budget", "0.15x"]),
     "camvid_vit_015": ("camvid_semantic_vit/best.ckpt", [*ON_CAMVID, "--budget", "0.15x"]),
     "camvid_vit_int8": ("camvid_semantic_vit/best.ckpt", [*ON_CAMVID, "--budget", "8bits"]),
-    "cifar_vit_int8": ("timm:cifar/vit", [*ON_CIFAR, "--budget", "0.3x"]),
+    "cifar_vit_int8": ("timm:cifar/vit", [*ON_CIFAR, "--budget", "0.3x", "--method", "minmax"]),
     "cifar_vit_w4": ("timm:cifar/vit", [*ON_CIFAR, "--budget", "0.15x"]),
-    "cifar_swin_int8": ("timm:cifar/swin", [*ON_CIFAR, "--budget", "0.35x"]),
+    "cifar_swin_int8": ("timm:cifar/swin", [*ON_CIFAR, "--budget", "0.35x", "--method", "minmax"]),
     "cifar_vit_ivit": ("timm:cifar/vit", [*ON_CIFAR, "--method", "i-vit"]),
 }
 
