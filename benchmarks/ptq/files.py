@@ -44,7 +44,10 @@ def run(case: str, work: Path) -> None:
     subprocess.run(command, check=True)
     written = json.loads(receipt.read_text("utf-8"))
     told = {"command": f"python benchmarks/ptq/files.py {case}", "options": " ".join(options)}
-    receipt.write_text(json.dumps({**told, **written}, indent=2).replace(str(ROOT.parent), "..") + "\n", "utf-8")
+    receipt.write_text(
+        json.dumps({**told, **written}, indent=2).replace(str(ROOT.parent), "..").replace(str(work), "WORK") + "\n",
+        "utf-8",
+    )
 
 
 def table() -> str:
