@@ -98,7 +98,7 @@ def test_a_network_learns_to_answer_as_its_teacher(graph: Graph, stats: Stats, m
         assert torch.equal(value, old), name
     assert all(value.grad is None for value in model.parameters())
     for key, scale in scales.items():
-        assert torch.equal(start.quantizers[key].scale, scale)  # type: ignore
+        assert torch.equal(start.quantizers[key].scale, scale)
     # What runs is what is stored.
     stored, codes = weights(learned.graph), learned.weight_codes()
     assert not torch.equal(stored["widen/linear/weight"], weights(start.graph)["widen/linear/weight"])
@@ -155,7 +155,7 @@ def test_scales_stay_above_zero() -> None:
     start = QuantizedGraph(graph, plan, quantizers)
     # The loss pulls the answer down to minus infinity, and the rate is far too high.
     learned = trained(start, [(torch.ones(2, 3, 1, 1), None)], lambda y, _: -y, Training(3, scale_rate=100))
-    scale = learned.quantizers["1/linear/weight"].scale  # type: ignore
+    scale = learned.quantizers["1/linear/weight"].scale
     assert scale.item() == pytest.approx(0.5e-3) or scale.item() > 0.5
 
 

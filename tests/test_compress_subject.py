@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def refusal(*arguments: object) -> str:
     with pytest.raises(InputError) as raised:
-        open_classifier(*arguments)  # type: ignore[arg-type]
+        open_classifier(*arguments)
     return str(raised.value)
 
 

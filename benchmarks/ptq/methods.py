@@ -80,9 +80,10 @@ def run(testbed: Testbed, work: Path, methods: list[str], bits: list[str]) -> No
                 measured = measure(graph, stats, REPQ_VIT, calibration, importances, start=subject.start)
             twin = record["cells"].get(f"{LRP_QVIT.name} {name}")
             if method is MIX_QVIT and name in EQUAL and twin:
-                record["cells"][cell] = twin  # they differ in how they choose bits alone
-                continue
-            record["cells"][cell] = measured_cell(subject, graph, stats, calibration, measured, method, name, score)
+                found = twin  # they differ in how they choose bits alone
+            else:
+                found = measured_cell(subject, graph, stats, calibration, measured, method, name, score)
+            record["cells"][cell] = found
             print(f"{testbed.name} {cell:22} {record['cells'][cell]}  (float {record['float']:.4f})", flush=True)
             write_json(file, record)
 

@@ -18,7 +18,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from functools import cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -412,7 +412,7 @@ class _Run:
         quantized = method.quantize(self.graph, self.stats, plan, self.calibration)
         return small_model(self.subject, quantized, self.network_hw).ByteSize()
 
-    @cache  # noqa: B019 (a run lives as long as the command)
+    @cached_property
     def _quantized(self) -> QuantizedGraph:
         self.say(f"quantizing by {self.method.name}")
         assert self.plan is not None
@@ -422,7 +422,7 @@ class _Run:
         examples = photos_to_compare(self.subject, self.data, self.seen)
         path = self.work.folder / "model.onnx"
         plan_json = (self.work.folder / "plan.json").read_bytes()
-        quantized = self._quantized()
+        quantized = self._quantized
         self.say("writing the small file")
         write_small(
             self.subject,
@@ -436,7 +436,7 @@ class _Run:
         )
 
     def _layers(self) -> tuple[Layer, ...]:
-        quantized = self._quantized()
+        quantized = self._quantized
         assert self.plan is not None
         errors = site_errors(quantized, [self.subject.pixels(each[None]) for each in self.seen[:_LAYER_PHOTOS]])
         return layer_table(self.graph, self.plan, self.relevance, errors, self.measured, self.importance)

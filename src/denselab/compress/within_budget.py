@@ -118,7 +118,7 @@ def check_met(budget: Budget, receipt: Receipt) -> None:
                 )
         case Bytes() | FloatShare():
             most = _most_bytes(budget)
-            if receipt.file_bytes > most * _MISSED:
+            if receipt.file_bytes > most:
                 raise InputError(
                     f"--budget {budget_text(budget)}: wanted at most {most} bytes, got a file of {receipt.file_bytes} "
                     f"by {receipt.method}; ask for {2 * most - receipt.file_bytes}B to get it"
