@@ -1,4 +1,4 @@
-"""A small network with all that quantizers tell apart, for tests of compression."""
+"""Small networks for tests of compression: one with all that quantizers tell apart, and a segmenter."""
 
 from functools import cache
 
@@ -6,6 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from denselab.compress.graph import Axis, Graph, capture
+from denselab.heads.per_pixel import PerPixelHead
+from denselab.model import DensePredictor
+from denselab.pixel_decoders.top_down import TopDownDecoder
+from denselab.types import FeatureSpec
 
 HEADS = 2
 SIDE_PX = 16
@@ -41,6 +45,28 @@ class SmallNetwork(nn.Module):
         tap = self.norm2(x)
         x = x + self.narrow(nn.functional.gelu(self.widen(tap)))
         return self.head(x.mean(1)), tap
+
+
+class Strided(nn.Module):
+    """A backbone of two convolutions."""
+
+    mean, std, size_multiple = (0.5,) * 3, (0.25,) * 3, 8
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.features = (FeatureSpec(width, 4), FeatureSpec(width, 8))
+        self.fine, self.coarse = nn.Conv2d(3, width, 4, stride=4), nn.Conv2d(width, width, 2, stride=2)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        fine = self.fine(pixels)
+        return fine, self.coarse(fine)
+
+
+def segmenter(classes: int, width: int = 8) -> DensePredictor:
+    """A small model of ours, which pads images and resizes maps."""
+    backbone = Strided(width)
+    decoder = TopDownDecoder(backbone.features, width)
+    return DensePredictor(backbone, decoder, PerPixelHead(decoder.features, classes))
 
 
 def small_network(dtype: torch.dtype = torch.float32, seed: int = 0) -> SmallNetwork:

@@ -1,6 +1,7 @@
 """What every test may ask for."""
 
 import ctypes
+import functools
 import os
 import sys
 from collections.abc import Iterator
@@ -35,6 +36,17 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def one_registry() -> Iterator[None]:
+    """The exporter's table of operators, built once: torch.onnx builds the same for every export, in half a second."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    built = functools.cache(ONNXRegistry.from_torchlib)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(built))
+        yield
 
 
 class _SignalStack(ctypes.Structure):

@@ -22,7 +22,7 @@ from denselab.errors import InputError
 from denselab.runtime.session import open_session
 from tiny_classifier import NAMES, SIDE_PX, photo, save, trained, write_photos
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "one_registry")
 
 app = typer.Typer()
 app.command()(compress)
@@ -192,6 +192,14 @@ def test_what_is_refused_at_once(done: tuple[Path, list[object], Result], tmp_pa
     assert "torch cannot load it: it is empty or cut off" in refusal(*cut)
     weights = ("street", *photos[1:], "--budget", "8bits", "--weights", "w.pth")
     assert "--weights: wanted with timm:NAME alone" in refusal(*weights)
+    by_path = [
+        ("small.onnx", "wanted a network in PyTorch, got the artifact small.onnx, which only runs; give what it")
+    ]
+    by_path.append(("vit_tiny", "hf:NAME, kmax:FILE, timm:NAME or timm:FOLDER, got vit_tiny; correct it"))
+    for source, text in by_path:
+        assert text in refusal(source, *photos[1:], "--budget", "8bits")
+    gone = (model, "--calibrate", tmp_path / "gone", "--budget", "8bits", *out)
+    assert "gone: wanted a folder of photos, FILE.zip or FILE.zip/FOLDER, got a path that does not" in refusal(*gone)
     assert "wanted a file name that ends in .onnx" in refusal(*photos[:-1], tmp_path / "small.pt", "--budget", "8bits")
 
 

@@ -8,24 +8,17 @@ import numpy as np
 import pytest
 from scipy.optimize import OptimizeResult
 
-from denselab.compress import allocate as module
-from denselab.compress.allocate import (
-    Allocation,
+from denselab.compress import knapsack
+from denselab.compress.allocate import Allocation, Group, Option, Pair, allocate, pareto, tied, totals
+from denselab.compress.budgets import (
     Bops,
     Budget,
     Bytes,
     FloatShare,
-    Group,
     MeanBits,
     Milliseconds,
-    Option,
-    Pair,
-    allocate,
     budget_text,
-    pareto,
     parse_budget,
-    tied,
-    totals,
 )
 from denselab.errors import InputError
 
@@ -234,19 +227,19 @@ def test_two_hundred_sites() -> None:
 
 
 def test_says_how_far_from_the_least_it_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    solve = module.milp
+    solve = knapsack.milp
 
     def out_of_time(*args: Any, **kwargs: Any) -> OptimizeResult:
         answer = solve(*args, **kwargs)
         answer.status, answer.mip_dual_bound = 1, answer.fun / 2
         return answer
 
-    monkeypatch.setattr(module, "milp", out_of_time)
+    monkeypatch.setattr(knapsack, "milp", out_of_time)
     answer = allocate(two_sites(), MeanBits(3))
     assert (answer.loss, answer.loss_bound) == pytest.approx((6, 3))
     assert answer.gap == pytest.approx(0.5)
     monkeypatch.setattr(
-        module, "milp", lambda *_, **__: OptimizeResult(x=None, status=1, message="Time limit reached.")
+        knapsack, "milp", lambda *_, **__: OptimizeResult(x=None, status=1, message="Time limit reached.")
     )
     with pytest.raises(InputError, match=r"nothing within 3bits of weights was found in 9 s \(Time limit reached"):
         allocate(two_sites(), MeanBits(3), time_limit_s=9)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from compress_models import CLASSES, SIDE_PX, WIDTH, captured, images, small_graph
-from denselab.compress.allocate import Bops, Budget, Bytes, FloatShare, MeanBits, Milliseconds
 from denselab.compress.bit_losses import Importance, Measured, Side, side_losses
+from denselab.compress.budgets import Bops, Budget, Bytes, FloatShare, MeanBits, Milliseconds
 from denselab.compress.choose_bits import FLOATS, ChosenBits, bits_within, choose_bits
 from denselab.compress.fold_norms import fold_norms
 from denselab.compress.graph import Axis, Graph, capture
@@ -121,6 +121,46 @@ def test_sensitivity_is_the_change_when_one_side_alone_is_quantized(
         assert sides[key].changes[3] == pytest.approx(change, rel=1e-4)
     assert measured.images == len(PIXELS)
     assert measured.weights[HEAD].errors == {}
+
+
+def test_activations_are_measured_only_where_their_bits_are_given_out(
+    graph: Graph, stats: Stats, measured: Measured
+) -> None:
+    asked: list[Tensor] = []
+
+    def change(output: Any, wanted: Any) -> Tensor:
+        asked.append(squared_change(output, wanted))
+        return asked[-1]
+
+    importances = (Importance.SENSITIVITY, Importance.FISHER)
+    some = measure(graph, stats, MIN_MAX, Calibration([PIXELS], change), importances, start=start, activation_bits=8)
+    assert len(asked) == 3 * sum(bool(group.free_weights) for group in site_groups(graph))
+    assert measured.of_activations
+    assert not some.of_activations
+    for key, side in some.weights.items():
+        assert (side.errors, side.changes) == (measured.weights[key].errors, measured.weights[key].changes)
+        assert side.fisher == pytest.approx(measured.weights[key].fisher)
+    budget = FloatShare(0.5, float_bytes(graph))
+    assert bits_within(graph, some, budget).bits == bits_within(graph, measured, budget).bits
+    with pytest.raises(InputError, match=r"candidates: 2 bits were not measured at 'query/linear/weight', but ;"):
+        bits_within(graph, some, MeanBits(5, 5))
+
+
+def test_pairs_of_weights_alone(graph: Graph, stats: Stats) -> None:
+    found = measure(graph, stats, MIN_MAX, Calibration([PIXELS]), widths=(3,), most_pairs_of=3, activation_bits=8)
+    weights_of = {group.key: group.free_weights for group in site_groups(graph)}
+    pair = max(found.interactions, key=lambda each: each.share)
+    one, other = weights_of[pair.first], weights_of[pair.second]
+
+    def change(*keys: str) -> float:
+        plan = QuantPlan.make(graph, MIN_MAX.name, MIN_MAX.spec, dict.fromkeys(keys, 3))
+        with torch.no_grad():
+            answer = MIN_MAX.quantize(graph, stats, plan, Calibration(())).run(PIXELS)
+            return squared_change(answer, graph.run(PIXELS)).mean().item()
+
+    alone = change(*one), change(*other)
+    together = (change(*one, *other) - sum(alone)) / (alone[0] * alone[1]) ** 0.5
+    assert pair.share == pytest.approx(together, rel=1e-3)
 
 
 def test_errors_and_fisher_by_hand(graph: Graph, stats: Stats, measured: Measured) -> None:

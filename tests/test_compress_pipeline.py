@@ -3,20 +3,25 @@
 import itertools
 import json
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor, nn
 
-from compress_models import images, small_graph
+from compress_models import captured, images, segmenter, small_graph
 from denselab.checkpoint import LoadedModel, ModelCard
-from denselab.compress.allocate import Bops, Bytes, FloatShare, MeanBits, Milliseconds
+from denselab.compress import pipeline
 from denselab.compress.bit_losses import Importance, Measured
+from denselab.compress.budgets import Bops, Bytes, FloatShare, MeanBits, Milliseconds, limits_activations
 from denselab.compress.choose_bits import ChosenBits
+from denselab.compress.graph import Axis, Graph, capture
 from denselab.compress.layer_table import Layer, layer_cells, site_errors, sites_in_float
 from denselab.compress.measure_losses import measure
 from denselab.compress.methods.all import METHODS, PERCENTILES, method_named
@@ -26,26 +31,30 @@ from denselab.compress.names import MethodName
 from denselab.compress.observing import observe
 from denselab.compress.pipeline import Options, Outcome, compress
 from denselab.compress.plan import QuantPlan, equal_bits
+from denselab.compress.qat import Training, distilled
 from denselab.compress.quantizers import quantized
 from denselab.compress.receipt import Receipt, Score
 from denselab.compress.report import to_html
 from denselab.compress.sites import ModelHash, Operand
 from denselab.compress.small_file import check_same, decided_photos
-from denselab.compress.subject import dense_subject
+from denselab.compress.subject import Subject, dense_subject, open_classifier
+from denselab.compress.to_onnx import quantized_to_onnx
+from denselab.compress.traces import Traces
 from denselab.compress.within_budget import (
     CurvePoint,
     bits_for,
     check_met,
     curve,
     float_products,
-    limits_activations,
     only_8,
     plan_point,
 )
 from denselab.compress.work_folder import WorkFolder
 from denselab.errors import InputError
 from denselab.runtime.artifact import read_info
-from tiny_models import CLASSES, PHOTOS, tiny_model
+from denselab.runtime.session import OnnxRuntimeSession, OpenVinoSession
+from tiny_classifier import save, trained, write_photos
+from tiny_models import CLASSES, PHOTOS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -223,6 +232,26 @@ def test_photos_near_a_tie_decide_nothing() -> None:
         check_same({"onnxruntime": np.arange(16) >= 2}, 0.99, 0.97)
 
 
+def test_networks_that_differ_in_numbers_are_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    graph = captured(nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(128, 5)))
+    calibration = Calibration([images(8)])
+    stats = observe(graph, calibration.batches)
+    first, second = (
+        MIN_MAX.quantize(
+            graph, stats, QuantPlan.make(graph, "minmax", MIN_MAX.spec, equal_bits(graph, bits, 8)), calibration
+        )
+        for bits in (8, 4)
+    )
+    learned = distilled(second, graph, calibration, Training(2, weight_rate=0.01))
+    wanted = quantized_to_onnx(learned)
+    counted, traces = Counted(monkeypatch, (torch.onnx, "export")), Traces()
+    drafts = [quantized_to_onnx(each, traces=traces).ByteSize() for each in (first, second)]
+    assert drafts[1] != drafts[0]
+    assert quantized_to_onnx(learned, traces=traces) == wanted
+    assert counted.calls["torch.onnx.export"] == 1
+
+
 def test_errors_of_sites_are_those_of_their_tensors() -> None:
     model, graph = small_graph()
     plan = QuantPlan.make(graph, MIN_MAX.name, MIN_MAX.spec, equal_bits(graph, 4, 4))
@@ -266,14 +295,14 @@ def test_a_receipt_says_what_was_measured_and_what_is_worse() -> None:
     assert found["mean bits of activations"] == "float"
     assert found["stays in float"] == "2 x query of matmul"
     assert found["same as float"] == "98.00 % of answers, on 16 photos (street test)"
-    assert found["openvino"] == "2.00 small, 6.00 float: 3.00 times as fast"
-    assert found["onnxruntime"] == "4.00 small, 2.00 float: 2.00 times SLOWER"
-    assert found["torch eager"] == "20.00 float; small in openvino: 10.00 times as fast"
+    assert found["openvino"] == "2.00 ms small, 6.00 ms float: 3.00 times as fast"
+    assert found["onnxruntime"] == "4.00 ms small, 2.00 ms float: 2.00 times SLOWER"
+    assert found["torch eager"] == "20.00 ms float; small in openvino: 10.00 times as fast"
     assert found["in integers, openvino"] == "75.0 % of all multiplications"
     assert found["computed in float"].startswith("2 quantizers")
-    assert receipt().warnings() == ["the small file is slower than float in onnxruntime: 4.00 ms against 2.00"]
+    assert receipt().warnings() == ["the small file is slower than float in onnxruntime: 4.00 ms against 2.00 ms"]
     larger = replace(receipt(), file_bytes=4000, scores=None, small_ms={})
-    assert larger.warnings() == ["the small file is not smaller: 4000 bytes against 4000"]
+    assert larger.warnings() == ["the small file is not smaller: 4000 bytes against 4000 bytes"]
     assert dict(replace(larger, left_float=()).rows())["stays in float"] == "no operand of a product"
     assert dict(larger.rows())["score"] == "not measured; give --data"
     assert Receipt.from_dict(json.loads(json.dumps(receipt().to_dict()))) == receipt()
@@ -298,12 +327,26 @@ def test_what_is_asked_for_is_checked_before_anything_is_opened(tmp_path: Path) 
         replace(options, budget="small").check()
     with pytest.raises(InputError, match="i-vit: wanted neither --budget nor --plan"):
         replace(options, budget="8bits", method=MethodName.I_VIT).check()
+    with pytest.raises(InputError, match="i-vit: its integers cannot be trained; drop --train-steps"):
+        replace(options, method=MethodName.I_VIT, train_steps=5).check()
+    with pytest.raises(InputError, match="--train-steps: wanted a whole number from 0 up, got -1"):
+        replace(options, budget="4bits", train_steps=-1).check()
     replace(options, method=MethodName.I_VIT).check()
     with pytest.raises(InputError, match="--quantize-attention: wanted with a budget, for a plan is used as it is"):
         replace(options, plan=tmp_path / "plan.json", quantize_attention=True).check()
     (tmp_path / "small.onnx").write_text("")
     with pytest.raises(InputError, match="exists already"):
         replace(options, budget="4bits").check()
+
+
+def tracked(items: Iterable[Any], total: int, label: str) -> Iterable[Any]:
+    return items
+
+
+def dense_network() -> Subject:
+    torch.manual_seed(0)
+    card = ModelCard(("semantic",), "small", {}, CLASSES, (97, 129), None, "CC-BY-4.0")
+    return dense_subject(LoadedModel(segmenter(len(CLASSES), width=64).eval(), card), "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -313,10 +356,8 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
     (folder / "photos").mkdir()
     for number in range(8):
         Image.fromarray(PHOTOS.images[number % 3]).save(folder / "photos" / f"{number}.png")
-    card = ModelCard(("semantic",), "small", {}, CLASSES, (97, 129), None, "CC-BY-4.0")
-    subject = dense_subject(LoadedModel(tiny_model(), card), "tiny")
     options = Options(folder / "photos", folder / "small.onnx", "8bits", MethodName.MINMAX, 8)
-    return folder, compress(subject, options, lambda _: None, lambda items, total, label: items)
+    return folder, compress(dense_network(), options, lambda _: None, tracked)
 
 
 def test_a_dense_model_becomes_a_small_artifact(dense: tuple[Path, Outcome]) -> None:
@@ -336,6 +377,76 @@ def test_a_dense_model_becomes_a_small_artifact(dense: tuple[Path, Outcome]) -> 
     }
     assert [layer.name for layer in outcome.layers][-1] == "head.classify"
     assert sum(layer.relevance for layer in outcome.layers) == pytest.approx(1)
+
+
+def test_a_network_without_sites_is_refused(dense: tuple[Path, Outcome], tmp_path: Path) -> None:
+    empty = replace(dense_network(), name="rectified", network=nn.ReLU())
+    with pytest.raises(
+        InputError, match=r"rectified: wanted a network with linear layers, .* nothing to quantize, take"
+    ):
+        compress(empty, Options(dense[0] / "photos", tmp_path / "small.onnx", "8bits"), print, tracked)
+
+
+@pytest.fixture(scope="module")
+def traced_once() -> Iterator[None]:
+    """Tracing is most of a run that keeps its stages."""
+    known: list[Graph] = []
+
+    def capture_once(network: nn.Module, *example: Tensor, free: frozenset[Axis]) -> Graph:
+        known.extend([] if known else [capture(network, *example, free=free)])
+        return known[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "capture", capture_once)
+        yield
+
+
+class Counted:
+    """Calls of some functions, by name."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, *functions: tuple[Any, str]) -> None:
+        self.calls: Counter[str] = Counter()
+        for owner, name in functions:
+            patch.setattr(owner, name, self._counted(f"{owner.__name__}.{name}", getattr(owner, name)))
+
+    def _counted(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **options: Any) -> Any:
+            self.calls[name] += 1
+            return function(*arguments, **options)
+
+        return counted
+
+
+def test_a_budget_of_bytes_wastes_nothing_and_training_is_kept(
+    traced_once: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = save(trained(), tmp_path / "colours")
+    subject = open_classifier(f"timm:{source}")
+    options = Options(
+        *(write_photos(tmp_path / "photos"), tmp_path / "small.onnx", "0.215x", MethodName.MINMAX),
+        images=16,
+        train_steps=4,
+    )
+    said: list[str] = []
+    counted = Counted(
+        monkeypatch, (torch.onnx, "export"), (OpenVinoSession, "__init__"), (OnnxRuntimeSession, "__init__")
+    )
+    outcome = compress(subject, options, said.append, tracked)
+    # The float network and the small one, each traced once, although there was a draft; open in three engines each.
+    assert "looking at the size of a draft" in said
+    assert counted.calls == {"torch.onnx.export": 2, "OpenVinoSession.__init__": 4, "OnnxRuntimeSession.__init__": 2}
+    assert outcome.receipt.file_bytes <= 0.215 * outcome.receipt.float_bytes
+    measured = json.loads((outcome.work / "sensitivity.json").read_text())
+    assert any(side["errors"] for side in measured["weights"].values())
+    assert not any(side["errors"] for side in measured["activations"].values())
+    assert [point.budget for point in outcome.curve][-1] == "8bits of weights"
+    assert ("trained", "4 steps, to answer as the float network does") in outcome.receipt.rows()
+    # What training changed is read, not learned again, by the stages that come after it.
+    (outcome.work / "layers.json").unlink()
+    again = compress(subject, replace(options, overwrite=True), said.append, tracked)
+    assert f"{outcome.work / 'trained.safetensors'}: kept" in said
+    assert again.layers == outcome.layers
+    assert counted.calls["torch.onnx.export"] == 2
 
 
 def outcome_of(layers: int, loss: float | None) -> Outcome:
@@ -360,6 +471,8 @@ def test_the_report_is_one_page_with_its_plots() -> None:
     assert "model &amp; &lt;co&gt;, compressed" in page
     assert "blocks.3.&lt;mlp&gt;" in page
     assert "slower than float in onnxruntime" in page
+    assert "The file takes 1000 bytes, 0.250 of the same network in float32. 98.00 % of its answers" in page
+    assert "openvino is the fastest engine: 2.00 ms for one photo of 64x48 px, where" in page
     assert "mIoU 0.6300 at 4000 bytes in float, 0.6200 at 1000 bytes" in page
     assert not re.search(r"(src|href)=.https?:|<script|@import", page)
     plain = to_html(outcome_of(80, None))

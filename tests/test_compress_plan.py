@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from compress_models import small_graph
-from denselab.compress.allocate import Group, MeanBits, Option, allocate
+from denselab.compress.allocate import Group, Option, allocate
+from denselab.compress.budgets import MeanBits
 from denselab.compress.graph import Graph
 from denselab.compress.methods.min_max import MIN_MAX
 from denselab.compress.methods.repq_vit import REPQ_VIT
@@ -129,6 +130,10 @@ SITE = "widen/linear/input"
         (
             edited(lambda data: data["model"].update(architecture="another")),
             r"plan.json: wanted a file made for this model",
+        ),
+        (
+            edited(lambda data: data.update(sites={})),
+            r"plan.json: wanted at least one site to quantize, got a plan with none; give it sites \(sites.json",
         ),
         (edited(lambda data: data.update(format_version=2)), r"plan.json: format version 2 is newer"),
         (edited(lambda data: data.update(kept_at_8_bits=["tail"])), r"kept_at_8_bits: wanted one of first input"),

@@ -16,7 +16,15 @@ from denselab.compress.methods.min_max import MIN_MAX
 from denselab.compress.methods.repq_vit import REPQ_VIT
 from denselab.compress.observing import Stats, observe, weights
 from denselab.compress.plan import QuantPlan, equal_bits
-from denselab.compress.qat import Scales, Training, distilled, lsq_weights, trained
+from denselab.compress.qat import (
+    Scales,
+    Training,
+    distilled,
+    lsq_weights,
+    read_trained,
+    trained,
+    write_trained,
+)
 from denselab.compress.quantizers import Uniform, quantized
 from denselab.compress.relevance.sensitivity import squared_change
 from denselab.compress.simulate import QuantizedGraph, read_quantizers
@@ -118,6 +126,25 @@ def test_a_network_learns_to_answer_as_its_teacher(graph: Graph, stats: Stats, m
     assert change(again, graph) == change(learned, graph)
     with pytest.raises(InputError, match="the model's weights changed"):
         read_quantizers(path, start.graph.model)
+
+
+def test_what_was_learned_is_saved(graph: Graph, stats: Stats, tmp_path: Path) -> None:
+    start = fitted(graph, stats)
+    shared = {**start.quantizers, "key/linear/input": start.quantizers["query/linear/input"]}
+    start = QuantizedGraph(graph, start.plan, shared)
+    learned = distilled(start, graph, CALIBRATION, Training(3, weight_rate=0.01))
+    path = tmp_path / "trained.safetensors"
+    write_trained(learned, start, path)
+    again = read_trained(path, start)
+    assert change(again, graph) == change(learned, graph) != change(start, graph)
+    assert again.graph.model == learned.graph.model
+    assert again.quantizers["key/linear/input"] is again.quantizers["query/linear/input"]
+    fewer = {key: each for key, each in shared.items() if key != "widen/linear/input"}
+    plan = replace(start.plan, specs={key: start.plan.specs[key] for key in fewer})
+    with pytest.raises(InputError, match=r"trained.safetensors: wanted a trained network, but it is damaged .*another"):
+        read_trained(path, QuantizedGraph(graph, plan, fewer))
+    with pytest.raises(InputError, match="the model's weights changed since it was written"):
+        read_trained(path, learned)
 
 
 def test_the_same_twice(graph: Graph, stats: Stats) -> None:

@@ -184,7 +184,7 @@ def test_blocks_learn(model: Branched, graph: Graph, recipe: Recipe, loss: Loss)
 
 
 def test_the_same_seed_learns_the_same(graph: Graph) -> None:
-    recipe = replace(STRAIGHT, loss=Loss.ANSWER, drop=0.5, steps=3)
+    recipe = replace(STRAIGHT, loss=Loss.HESSIAN, drop=0.5, steps=3)
     start = start_of(graph)
     one, same, other = (reconstruct(start, Calibration([images(32)], seed=seed), recipe) for seed in (0, 0, 1))
     pixels = images(4, seed=1)
@@ -224,7 +224,7 @@ def test_one_planned_site(graph: Graph) -> None:
     start = start_of(graph)
     key = "blocks.1.left/linear/weight"
     one = QuantizedGraph(graph, replace(start.plan, specs={key: start.plan.specs[key]}), {key: start.quantizers[key]})
-    learned = reconstruct(one, Calibration([images(32)]), replace(STRAIGHT, loss=Loss.ANSWER))
+    learned = reconstruct(one, Calibration([images(32)]), replace(STRAIGHT, loss=Loss.HESSIAN))
     changed = {
         name
         for name, value in learned.graph.module.named_parameters()
@@ -251,7 +251,7 @@ def test_one_layer_with_little_memory() -> None:
     plan = QuantPlan.make(graph, "", MIN_MAX.spec, equal_bits(graph, 2, 4, kept=()), kept=())
     pixels = images(64, side_px=2)
     start = MIN_MAX.quantize(graph, observe(graph, [pixels]), plan, Calibration(()))
-    learned = reconstruct(start, Calibration([pixels]), replace(STRAIGHT, loss=Loss.ANSWER, memory_bytes=2000))
+    learned = reconstruct(start, Calibration([pixels]), replace(STRAIGHT, loss=Loss.HESSIAN, memory_bytes=2000))
     assert error_from(graph, learned, pixels) < error(start, pixels)
 
 

@@ -356,5 +356,5 @@ def test_nothing_needs_it() -> None:
     assert importing == {
         ("explain/heat.py", False),
         ("compress/measure_losses.py", False),
-        ("compress/pipeline.py", False),
+        ("compress/stages.py", False),
     }

@@ -204,19 +204,65 @@ def test_no_photos(tmp_path: Path) -> None:
         list_photos(tmp_path / "text.zip")
 
 
+def zipped(folder: Path) -> Path:
+    archive = folder.with_suffix(".zip")
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in sorted(folder.rglob("*.png")):
+            file.write(path, path.relative_to(folder))
+    return archive
+
+
+def test_a_folder_inside_of_an_archive(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos" / "small" / "train", 2)
+    write_photos(tmp_path / "photos" / "small" / "test", 1)
+    archive = zipped(tmp_path / "photos")
+    found = list_photos(archive / "small" / "train")
+    assert [each.name for each in found] == [f"{name}/{number}.png" for name in NAMES for number in (0, 1)]
+    assert str(found[0]) == f"{archive}/small/train/blue/0.png"
+    below = list_photos(tmp_path / "photos" / "small" / "train")
+    for one, other in zip(found, below, strict=True):
+        assert (one.read() == other.read()).all()
+    assert len(list_photos(archive)) == 12
+    assert len(labelled(archive / "small" / "test", NAMES, 4).photos) == 4
+    assert labelled(archive / "small", NAMES, 4).split == "test"
+    for missing in ("tain", "small/tr", "small/train/blue/0.png"):
+        with pytest.raises(InputError) as raised:
+            list_photos(archive / missing)
+        assert str(raised.value).startswith(
+            f"{archive / missing}: wanted a folder of photos inside of {archive}, which"
+        )
+        assert "has photos in small, small/test, small/train, small/test/blue, small/test/green, " in str(raised.value)
+        assert "; name one of them, or the archive alone for all" in str(raised.value)
+    (tmp_path / "folder.zip").mkdir()
+    write_photos(tmp_path / "folder.zip" / "train", 1)
+    assert len(list_photos(tmp_path / "folder.zip" / "train")) == 4
+    with pytest.raises(InputError, match="got a path that does not exist"):
+        list_photos(tmp_path / "none.zip" / "train")
+
+
+def test_folders_of_imagenet_are_in_the_order_of_its_classes(tmp_path: Path) -> None:
+    ids = [f"n{7 * number:08d}" for number in range(1000)]
+    with zipfile.ZipFile(tmp_path / "imagenet.zip", "w") as archive:
+        for each in ids[::-1]:
+            archive.writestr(f"val/{each}/0.png", "")
+    names = tuple(f"class {number}" for number in range(1000))
+    found = labelled(tmp_path / "imagenet.zip", names, 1000)
+    assert [(photo.name, class_id) for photo, class_id in found.photos[6:8]] == [
+        (f"val/{ids[6]}/0.png", 6),
+        (f"val/{ids[7]}/0.png", 7),
+    ]
+
+
 def test_classes_are_folders_of_a_test_split_or_an_archive(tmp_path: Path) -> None:
     write_photos(tmp_path / "data" / "test", 2)
     write_photos(tmp_path / "data" / "train", 5)
     found = labelled(tmp_path / "data", NAMES, 4)
     assert (found.split, found.names, len(found.photos)) == ("test", NAMES, 8)
-    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
-        for path in sorted((tmp_path / "data").rglob("*.png")):
-            archive.write(path, path.relative_to(tmp_path / "data"))
-    zipped = labelled(tmp_path / "data.zip", None, 4)
-    assert [(each.name, class_id) for each, class_id in zipped.photos] == [
+    packed = labelled(zipped(tmp_path / "data"), None, 4)
+    assert [(each.name, class_id) for each, class_id in packed.photos] == [
         (each.name, class_id) for each, class_id in found.photos
     ]
-    assert (zipped.photos[0][0].read() == found.photos[0][0].read()).all()
+    assert (packed.photos[0][0].read() == found.photos[0][0].read()).all()
     assert labelled(tmp_path / "data" / "train", NAMES, 4).split == "all"
     reordered = labelled(tmp_path / "data", NAMES[::-1], 4)
     assert reordered.names == NAMES[::-1]

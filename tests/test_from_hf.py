@@ -42,8 +42,9 @@ from denselab.errors import InputError
 from denselab.export.torch_session import describe, open_model
 from denselab.hub.dpt import LEAST_INVERSE_DEPTH
 from denselab.hub.eomt import masked_blocks
-from denselab.hub.hugging_face import from_hf, pixel_statistics
+from denselab.hub.hugging_face import from_hf
 from denselab.hub.parts import HubModel
+from denselab.hub.saved import pixel_statistics
 
 LABELS = {"id2label": dict(enumerate(("sky", "road", "tree", "car", "person")))}
 DINOV2 = Dinov2Config(

@@ -3,12 +3,14 @@
 python benchmarks/ptq/allocation.py TESTBED [--work runs/proofs] [--threads 2] [--seeds 5]
 python benchmarks/ptq/allocation.py --table
 
-For every seed other calibration images are drawn. The bytes are those of equal bits; activations have 8 bits, all is
-quantized by RepQ-ViT. Writes benchmarks/results/ptq/allocation_TESTBED.json.
+For every seed other calibration images are drawn. Bytes are those of weights with 3 bits everywhere, and the middle of
+those with 3 and with 2; activations have 8 bits, all is quantized by RepQ-ViT. Writes
+benchmarks/results/ptq/allocation_TESTBED.json.
 """
 
 import argparse
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,10 @@ from typing import Any
 import torch
 from testbeds import ROOT, TESTBEDS, Testbed, captured
 
-from denselab.compress.allocate import Bytes
-from denselab.compress.bit_losses import Importance
+from denselab.compress.bit_losses import Importance, Measured
+from denselab.compress.budgets import Bytes
 from denselab.compress.choose_bits import CANDIDATES, bits_within
+from denselab.compress.graph import Graph
 from denselab.compress.measure_losses import measure
 from denselab.compress.methods.method import Calibration
 from denselab.compress.methods.repq_vit import REPQ_VIT
@@ -28,7 +31,8 @@ from denselab.compress.subject import Photos
 from denselab.files import write_json
 
 RESULTS = ROOT / "benchmarks" / "results" / "ptq"
-WEIGHT_BITS = (3, 2)
+MEAN_BITS = (3, 2.5)
+ACTIVATION_BITS = 8
 DRAWN_IMAGES = 32
 EQUAL = "equal bits"
 
@@ -38,6 +42,12 @@ def drawn(photos: Photos, seed: int) -> tuple[torch.Tensor, ...]:
     every = [photo for group in photos.groups for photo in group]
     chosen = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))[:DRAWN_IMAGES]
     return tuple(every[index] for index in chosen.tolist())
+
+
+def bytes_at(graph: Graph, measured: Measured, bits: int) -> int:
+    """What weights take with so many bits everywhere."""
+    only = bits_within(graph, measured, Bytes(10**12), candidates=[(bits, ACTIVATION_BITS)])
+    return only.allocation.totals.weight_bytes
 
 
 def run(testbed: Testbed, work: Path, seeds: int) -> None:
@@ -62,14 +72,16 @@ def run(testbed: Testbed, work: Path, seeds: int) -> None:
         photos = Photos(subject, drawn(every, seed), at_once=len(every.groups[0]))
         stats = observe(graph, photos)
         calibration = Calibration(photos, subject.change, seed)
-        measured = measure(graph, stats, REPQ_VIT, calibration, {*Importance}, start=subject.start)
+        measured = measure(
+            graph, stats, REPQ_VIT, calibration, {*Importance}, start=subject.start, activation_bits=ACTIVATION_BITS
+        )
         found: dict[str, dict[str, float]] = {}
-        for bits in WEIGHT_BITS:
-            equal = equal_bits(graph, bits, 8)
-            only = bits_within(graph, measured, Bytes(10**12), candidates=[(bits, 8)])
-            most = Bytes(only.allocation.totals.weight_bytes)
-            plans = {EQUAL: equal} | {
-                each.value: bits_within(graph, measured, most, each, CANDIDATES, 8, seed).bits
+        for bits in MEAN_BITS:
+            ends = [bytes_at(graph, measured, end) for end in (math.floor(bits), math.ceil(bits))]
+            most = Bytes(sum(ends) // 2)
+            plans = {EQUAL: equal_bits(graph, int(bits), ACTIVATION_BITS)} if bits == int(bits) else {}
+            plans |= {
+                each.value: bits_within(graph, measured, most, each, CANDIDATES, ACTIVATION_BITS, seed).bits
                 for each in sorted(importances, key=lambda each: each.value)
             }
             found[f"W{bits}"] = {}
@@ -91,10 +103,16 @@ def table() -> str:
         lines += ["", f"{file.stem}: {record['figure']}, float {record['float']:.4f}, {len(seeds)} seeds", ""]
         lines += [f"| bits given by | {' | '.join(seeds[0])} |", "| --- " * (len(seeds[0]) + 1) + "|"]
         for name in next(iter(seeds[0].values())):
-            values = [[seed[bits][name] for seed in seeds] for bits in seeds[0]]
-            spreads = [f"{statistics.mean(each):.4f} ± {statistics.pstdev(each):.4f}" for each in values]
+            values = [[seed[bits][name] for seed in seeds if name in seed[bits]] for bits in seeds[0]]
+            spreads = [
+                f"{statistics.mean(each):.4f} ± {statistics.pstdev(each):.4f}" if each else "" for each in values
+            ]
             lines.append(f"| {name} | {' | '.join(spreads)} |")
     return "\n".join(lines)
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.mean(values):.4f} ± {statistics.pstdev(values):.4f}" if values else ""
 
 
 def main() -> None:

@@ -6,39 +6,48 @@ python benchmarks/ptq/methods.py --table
 Writes benchmarks/results/ptq/TESTBED.json after every cell; cells that are there are not made again. Scores are of the
 simulation in torch, which exports are compared with. "mixed4" and "mixed3": at most so many bits in the mean, of
 weights and of activations, chosen by sensitivity once for all methods, and by their own rule for the two LRP methods.
-What stays at 8 bits: input image and head (the default of `denselab compress`).
+What stays at 8 bits: input image and head (the default of `denselab compress`). `i-vit`, a network of integers alone,
+has one cell, of classifiers.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from testbeds import ROOT, TESTBEDS, Testbed, captured
+from torch import nn
 
-from denselab.compress.allocate import MeanBits
 from denselab.compress.bit_losses import Importance, Measured
+from denselab.compress.budgets import MeanBits
 from denselab.compress.choose_bits import bits_within
 from denselab.compress.graph import Graph
+from denselab.compress.integer.program import IntegerProgram
 from denselab.compress.measure_losses import measure
 from denselab.compress.methods.all import METHODS
+from denselab.compress.methods.i_vit import I_VIT
 from denselab.compress.methods.lrp_qvit import LRP_QVIT
 from denselab.compress.methods.method import Calibration, Method
 from denselab.compress.methods.mix_qvit import MIX_QVIT
 from denselab.compress.methods.repq_vit import REPQ_VIT
 from denselab.compress.observing import Stats, observe
 from denselab.compress.plan import QuantPlan, equal_bits
-from denselab.compress.subject import Subject
+from denselab.compress.simulate import QuantizedGraph
+from denselab.compress.subject import Dense
 from denselab.files import write_json
+from denselab.metrics.headline import Headline
 
 RESULTS = ROOT / "benchmarks" / "results" / "ptq"
 EQUAL = {"W8A8": (8, 8), "W6A6": (6, 6), "W4A4": (4, 4), "W3A3": (3, 3)}
 MIXED = {"mixed4": 4.0, "mixed3": 3.0}
+NAMES = [*(method.name for method in METHODS), I_VIT.name]
 OWN_RULE = {"lrp-qvit": Importance.LRP, "mix-qvit": Importance.LRP_TIMES_SENSITIVITY}
 SEED = 0
+
+Score = Callable[[nn.Module], Headline]
 
 
 def mixed_bits(graph: Graph, measured: Measured, method: Method, mean_bits: float) -> dict[str, int]:
@@ -82,21 +91,29 @@ def run(testbed: Testbed, work: Path, methods: list[str], bits: list[str]) -> No
             if method is MIX_QVIT and name in EQUAL and twin:
                 found = twin  # they differ in how they choose bits alone
             else:
-                found = measured_cell(subject, graph, stats, calibration, measured, method, name, score)
-            record["cells"][cell] = found
-            print(f"{testbed.name} {cell:22} {record['cells'][cell]}  (float {record['float']:.4f})", flush=True)
-            write_json(file, record)
+                found = measured_cell(graph, stats, calibration, measured, method, name, score)
+            keep(file, record, cell, found)
+    integers = f"{I_VIT.name} W8A8"
+    asked_for = I_VIT.name in methods and "W8A8" in bits and not isinstance(subject.kind, Dense)
+    if asked_for and integers not in record["cells"]:
+        keep(file, record, integers, timed_cell(lambda: I_VIT.quantize(graph, stats, calibration), score))
+
+
+def keep(file: Path, record: dict[str, Any], cell: str, found: Mapping[str, Any]) -> None:
+    """Write a cell and say it."""
+    record["cells"][cell] = found
+    print(f"{record['command'].split()[-1]} {cell:22} {found}  (float {record['float']:.4f})", flush=True)
+    write_json(file, record)
 
 
 def measured_cell(
-    subject: Subject,
     graph: Graph,
     stats: Stats,
     calibration: Calibration,
     measured: Measured | None,
     method: Method,
     name: str,
-    score: Any,
+    score: Score,
 ) -> Mapping[str, Any]:
     """Score and seconds of CPU time of one method at some bits."""
     if name in MIXED:
@@ -105,8 +122,13 @@ def measured_cell(
     else:
         chosen = equal_bits(graph, *EQUAL[name])
     plan = QuantPlan.make(graph, method.name, method.spec, chosen)
+    return timed_cell(lambda: method.quantize(graph, stats, plan, calibration), score)
+
+
+def timed_cell(quantize: Callable[[], QuantizedGraph | IntegerProgram], score: Score) -> Mapping[str, Any]:
+    """Score of what is made, and the seconds of CPU time that took."""
     begun_s = time.process_time()
-    quantized = method.quantize(graph, stats, plan, calibration)
+    quantized = quantize()
     spent_s = time.process_time() - begun_s
     value = score(quantized.as_module().eval()).value
     return {"score": round(value, 5), "quantize_cpu_s": round(spent_s, 1)}
@@ -122,11 +144,11 @@ def table() -> str:
         columns = [name for name in (*EQUAL, *MIXED) if any(cell.endswith(f" {name}") for cell in record["cells"])]
         lines += ["", f"{file.stem}: {record['figure']}, float {record['float']:.4f}", ""]
         lines += [f"| method | {' | '.join(columns)} |", "| --- " * (len(columns) + 1) + "|"]
-        for method in METHODS:
-            found = [record["cells"].get(f"{method.name} {name}") for name in columns]
+        for method in NAMES:
+            found = [record["cells"].get(f"{method} {name}") for name in columns]
             if any(found):
                 shown = " | ".join(format(cell["score"], ".4f") if cell else "" for cell in found)
-                lines.append(f"| {method.name} | {shown} |")
+                lines.append(f"| {method} | {shown} |")
     return "\n".join(lines)
 
 
@@ -136,15 +158,14 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the results that are there, as Markdown")
     parser.add_argument("--work", type=Path, default=Path("runs/proofs"))
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--method", action="append", choices=[method.name for method in METHODS])
+    parser.add_argument("--method", action="append", choices=NAMES)
     parser.add_argument("--bits", action="append", choices=[*EQUAL, *MIXED])
     args = parser.parse_args()
     if args.table or not args.testbed:
         print(table())
         return
     torch.set_num_threads(args.threads)
-    methods = args.method or [method.name for method in METHODS]
-    run(TESTBEDS[args.testbed], args.work, methods, args.bits or [*EQUAL, *MIXED])
+    run(TESTBEDS[args.testbed], args.work, args.method or NAMES, args.bits or [*EQUAL, *MIXED])
 
 
 if __name__ == "__main__":

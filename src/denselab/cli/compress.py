@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from denselab._packaged import PACKAGED
 from denselab.compress.names import ImportanceName, KeepName, MethodName
 from denselab.errors import InputError
+from denselab.hub import HUGGING_FACE, is_published
 
 if TYPE_CHECKING:
     from denselab.compress.pipeline import Outcome
@@ -22,10 +24,14 @@ def compress(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SOURCE", help="street, FILE.ckpt, hf:NAME, kmax:FILE, timm:NAME with --weights, or timm:FOLDER."
+            metavar="SOURCE",
+            help="street, FILE.ckpt, hf:NAME (of a dense model or an image classifier), kmax:FILE, timm:NAME with "
+            "--weights, or timm:FOLDER.",
         ),
     ],
-    calibrate: Annotated[Path, typer.Option(help="Folder or .zip of photos that the network is observed on.")],
+    calibrate: Annotated[
+        Path, typer.Option(help="Photos that the network is observed on: a folder, FILE.zip or FILE.zip/FOLDER.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write (.onnx).")],
     budget: Annotated[
         str | None, typer.Option(help="4.0bits (mean), 2.5MB or 0.25x (of the file), 8ms or 3.5GBOPs.")
@@ -59,6 +65,14 @@ def compress(
             "under others they stay in float, as no engine gains by it.",
         ),
     ] = False,
+    train_steps: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Batches of calibration photos on which the small network learns to answer as the float one does; "
+            "plans of 2 bits need it.",
+        ),
+    ] = 0,
     weights: Annotated[Path | None, typer.Option(help="Weights of timm:NAME (.safetensors or .pth).")] = None,
     report: Annotated[Path | None, typer.Option(help="Write a report with plots to this file (.html).")] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the receipt to this file.")] = None,
@@ -80,7 +94,7 @@ def compress(
         raise InputError('compress needs PyTorch; install it with: pip install "denselab[train]"')
     from denselab.cli.progress import track
     from denselab.cli.ticker import Ticker
-    from denselab.compress.pipeline import Options
+    from denselab.compress.options import Options
     from denselab.compress.pipeline import compress as run
 
     options = Options(
@@ -98,6 +112,7 @@ def compress(
         overwrite=overwrite,
         seed=seed,
         min_agreement=min_agreement,
+        train_steps=train_steps,
     )
     options.check()
     subject = _open(source, weights)
@@ -124,15 +139,34 @@ def compress(
 
 
 def _open(source: str, weights: Path | None) -> "Subject":
-    from denselab.compress.subject import dense_subject, open_classifier
+    from denselab.compress.subject import dense_subject, hub_classifier_subject, open_classifier
 
     if source.startswith(_TIMM):
         return open_classifier(source, weights)
     if weights is not None:
         raise InputError(f"--weights: wanted with timm:NAME alone, got {source}; drop it")
+    _check_source(source)
+    if source.startswith(HUGGING_FACE):
+        from denselab.hub.image_classifier import image_classifier, is_image_classifier
+
+        name = source.removeprefix(HUGGING_FACE)
+        if is_image_classifier(name):
+            return hub_classifier_subject(image_classifier(name))
     from denselab.explain.heat import open_to_explain
 
     return dense_subject(open_to_explain(source), Path(source).stem if source.endswith(".ckpt") else source)
+
+
+def _check_source(source: str) -> None:
+    if is_published(source) or source in PACKAGED or source.endswith(".ckpt"):
+        return
+    if source.endswith(".onnx"):
+        raise InputError(
+            f"SOURCE: wanted a network in PyTorch, got the artifact {source}, which only runs; give what it was "
+            'exported from (FILE.ckpt, hf:NAME, kmax:FILE), or "street"'
+        )
+    known = ", ".join((*PACKAGED, "a checkpoint (FILE.ckpt)", "hf:NAME", "kmax:FILE", "timm:NAME or timm:FOLDER"))
+    raise InputError(f"SOURCE: wanted {known}, got {source}; correct it")
 
 
 def _kept(names: list[KeepName] | None) -> "frozenset[Kept]":

@@ -85,8 +85,8 @@ class Interaction:
 class Measured:
     """`sensitivity.json`: what was measured of both sides of every group by its key.
 
-    method: whose quantizers. images: how many. kept: what stays at 8 bits, and is not measured. interactions: of
-    pairs of groups, where asked for.
+    method: whose quantizers. images: how many. kept: what stays at 8 bits, and is not measured; nor are activations
+    for budgets that do not count their bits. interactions: of pairs of groups, where asked for.
     """
 
     model: ModelHash
@@ -96,6 +96,11 @@ class Measured:
     weights: Mapping[str, Side]
     activations: Mapping[str, Side]
     interactions: tuple[Interaction, ...] = ()
+
+    @property
+    def of_activations(self) -> bool:
+        """Whether activations were measured, as budgets need that count their bits."""
+        return any(side.errors for side in self.activations.values())
 
     def write(self, path: Path) -> None:
         """As readable JSON, atomically."""

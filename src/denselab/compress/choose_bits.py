@@ -10,22 +10,10 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import assert_never
 
-from denselab.compress.allocate import (
-    Allocation,
-    Bops,
-    Budget,
-    Bytes,
-    FloatShare,
-    Group,
-    MeanBits,
-    Milliseconds,
-    Option,
-    Pair,
-    allocate,
-)
+from denselab.compress.allocate import Allocation, Group, Option, Pair, allocate
 from denselab.compress.bit_losses import Importance, Interaction, Measured, side_losses
+from denselab.compress.budgets import Budget, limits_activations
 from denselab.compress.graph import Graph
 from denselab.compress.measure_losses import IMAGES, WIDTHS, measure
 from denselab.compress.methods.method import Calibration, Method
@@ -74,7 +62,8 @@ def choose_bits(
     images: int = IMAGES,
 ) -> ChosenBits:
     """The bits of least loss within a budget: `measure`, then `bits_within`, whose arguments and errors these are."""
-    widths = {width for pair in candidates for width in pair} | {activation_bits}
+    limited = limits_activations(budget)
+    widths = {width for pair in candidates for width in (pair if limited else pair[:1])}
     measured = measure(
         graph,
         stats,
@@ -86,6 +75,7 @@ def choose_bits(
         start=start,
         most_pairs_of=most_pairs_of,
         images=images,
+        activation_bits=None if limited else activation_bits,
     )
     return bits_within(graph, measured, budget, importance, candidates, activation_bits, calibration.seed)
 
@@ -107,11 +97,12 @@ def bits_within(
     mean bits of weights alone). seed: of a random importance. Raises InputError as `allocate`, and for widths and an
     importance that were not measured.
     """
-    if not _limits_activations(budget):
+    limited = limits_activations(budget)
+    if not limited:
         candidates = [(weight_bits, activation_bits) for weight_bits, _ in candidates]
     found = site_groups(graph, measured.kept)
     losses = side_losses(measured, importance, seed)
-    groups = [_group(each, measured, losses, candidates, milliseconds) for each in found]
+    groups = [_group(each, measured, losses, candidates, limited, milliseconds) for each in found]
     floats = Option(32, 32, 0.0, weight_bytes=FLOAT_BYTES * float_elements(graph), milliseconds=0.0)
     everything = (*groups, Group(FLOATS, (floats,)))
     pairs = _pairs(groups, measured.interactions)
@@ -121,26 +112,18 @@ def bits_within(
     return ChosenBits(allocated_bits(graph, of_sites, members, measured.kept), allocation, everything, members)
 
 
-def _limits_activations(budget: Budget) -> bool:
-    match budget:
-        case MeanBits(_, activations):
-            return activations is not None
-        case Bops():
-            return True
-        case Bytes() | FloatShare() | Milliseconds():
-            return False
-        case _:
-            assert_never(budget)
-
-
 def _group(
     group: SiteGroup,
     measured: Measured,
     losses: tuple[dict[str, dict[int, float]], dict[str, dict[int, float]]],
     candidates: Sequence[tuple[int, int]],
+    limited: bool,
     milliseconds: Times | None,
 ) -> Group:
-    """A group with an option for every pair of bits that differs where it is free."""
+    """A group with an option for every pair of bits that differs where it is free.
+
+    limited: whether the budget counts activations; else all options lose the same there, and nobody need know what.
+    """
     pairs = dict.fromkeys(
         (
             _KEPT_BITS if group.weights_kept else weight_bits if group.weights else activation_bits,
@@ -154,20 +137,20 @@ def _group(
     parameters = measured.weights[group.key].parameter_bytes + measured.activations[group.key].parameter_bytes
     times = {} if milliseconds is None else milliseconds.get(group.key, {})
 
-    def loss(of_bits: Mapping[int, float], bits: int, free: bool) -> float:
-        if free and bits not in of_bits:
+    def loss(of_bits: Mapping[int, float], bits: int, counts: bool) -> float:
+        if counts and bits not in of_bits:
             raise InputError(
                 f"candidates: {bits} bits were not measured at {group.key!r}, but {', '.join(map(str, of_bits))}; "
                 "measure these widths too"
             )
-        return of_bits[bits] if free else 0.0
+        return of_bits[bits] if counts else 0.0
 
     options = tuple(
         Option(
             weight_bits,
             activation_bits,
             loss(of_weights, weight_bits, bool(group.free_weights))
-            + loss(of_activations, activation_bits, not group.activations_kept),
+            + loss(of_activations, activation_bits, limited and not group.activations_kept),
             -(-group.weight_elements * weight_bits // 8) + parameters,
             times.get((weight_bits, activation_bits)),
         )

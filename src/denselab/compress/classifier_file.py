@@ -1,6 +1,7 @@
 """The file of a classifier: ONNX that takes uint8 photos and returns logits, opened by the engines of the runtime.
 
-Photos are resized and cropped before, as timm's data config in the metadata says; normalisation is in the graph.
+Photos are resized and cropped before, as the metadata says: timm's data config, or the settings of an image processor
+of transformers. Normalisation is in the graph.
 """
 
 import json
@@ -21,8 +22,8 @@ from denselab.export.graph import OPSET
 CLASSIFIER_KEY = "denselab_classifier"
 """Where the file says, as JSON, what it is."""
 
-DATA_OPTIONS = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
-"""Of timm's data config: what photos go through before the network sees them."""
+DATA_OPTIONS = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std", "image_processor")
+"""What photos go through before the network sees them."""
 
 IMAGE, LOGITS = "image", "logits"
 PIXELS = "pixels"

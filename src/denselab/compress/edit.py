@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from denselab.compress.find_sites import find_sites
 from denselab.compress.graph import Graph, ShapesRun
-from denselab.compress.sites import ModelHash, find_sites
+from denselab.compress.sites import ModelHash
 from denselab.errors import InputError
 
 PARITY = 1e-4

@@ -22,8 +22,9 @@ from torch import Tensor, fx, nn
 from torch.export import Dim
 from torch.utils import _pytree as pytree
 
+from denselab.compress.find_sites import find_sites
 from denselab.compress.open_attention import decompositions
-from denselab.compress.sites import FoundSites, ModelHash, QuantSite, SiteList, find_sites, module_of
+from denselab.compress.sites import FoundSites, ModelHash, QuantSite, SiteList, module_of
 from denselab.errors import InputError
 
 PARITY = 1e-5
@@ -112,6 +113,7 @@ def capture(model: nn.Module, *example: Tensor, free: frozenset[Axis] = ANY_SIZE
             ) from error
         module, check_sizes = _traced(model, example, free)
     _check_attention_is_open(module)
+    _check_no_nan(wanted, module, example)
     measured = ShapesRun(module)
     with torch.no_grad():
         _check_parity(wanted, measured.run(*example))
@@ -276,6 +278,30 @@ def _check_finite(model: nn.Module) -> None:
             raise InputError(f"model: wanted finite weights, got NaN in {name!r}; take an earlier checkpoint")
 
 
+class _NanRun(fx.Interpreter):
+    """One run of a graph that notes where the first NaN arises."""
+
+    place = "the example"
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if self.place == _NanRun.place and isinstance(value, Tensor) and value.isnan().any() and n.op != "placeholder":
+            self.place = f"the module {module_of(n)!r} ({n.target})"
+        return value
+
+
+def _check_no_nan(wanted: Any, module: fx.GraphModule, example: tuple[Tensor, ...]) -> None:
+    for path, value in pytree.tree_flatten_with_path(wanted)[0]:
+        if isinstance(value, Tensor) and value.isnan().any():
+            run = _NanRun(module)
+            with torch.no_grad():
+                run.run(*example)
+            raise InputError(
+                f"model: wanted an answer to the example, got NaN in output{pytree.keystr(path)}, which arises in "
+                f"{run.place}; take an earlier checkpoint, or give a real image"
+            )
+
+
 def _check_parity(wanted: Any, got: Any) -> None:
     for path, value in pytree.tree_flatten_with_path(wanted)[0]:
         name = f"output{pytree.keystr(path)}"
@@ -286,8 +312,6 @@ def _check_parity(wanted: Any, got: Any) -> None:
             if not torch.equal(value, other):
                 raise InputError(f"model: its opened graph gives another {name}; {_MEND}")
             continue
-        if value.isnan().any():
-            raise InputError(f"model: wanted an answer to the example, got NaN in {name}; give a real image")
         apart = torch.where(value == other, 0, (value - other).abs())  # equal infinities
         size = value.abs().where(value.isfinite(), 0)
         if value.numel() and not apart.max() <= PARITY * size.max():

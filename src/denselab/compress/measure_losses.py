@@ -1,5 +1,7 @@
 """Measuring what bits lose: every side of every group is quantized by itself (`bit_losses` says what for).
 
+Activations are measured where their bits are to be chosen; else they have the bits that they will have.
+
 Sensitivity costs a pass forward per side, width and batch, so it is measured at the few lowest widths, where it stands
 above rounding. Errors, changes and gradients are of the method's own quantizers, in the network as it folds it: give a
 method that fits in seconds, not one that optimises.
@@ -53,6 +55,9 @@ _LEAST_VARIANCE = 1e-9
 _Sites = tuple[str, ...]
 """Keys of the free sites of a side."""
 
+_Sides = Mapping[str, tuple[_Sites, ...]]
+"""What is measured of every group by its key: the sides that are free, activations last."""
+
 
 def measure(
     graph: Graph,
@@ -67,6 +72,7 @@ def measure(
     relevance: Mapping[str, Score] | None = None,
     most_pairs_of: int = 0,
     images: int = IMAGES,
+    activation_bits: int | None = None,
 ) -> Measured:
     """What each side of each group loses at each width, as far as the importances need it.
 
@@ -74,6 +80,7 @@ def measure(
     the change of the output is measured at. start: what relevance and Fisher ask about; needed for models that return
     more than the logits of classes. relevance: LRP of the sites, if it is known, as in `relevance.json`. most_pairs_of:
     so many groups have pair terms, those that change the output most. images: of the calibration images, the first.
+    activation_bits: of all activations, where the budget limits weights alone: activations are not measured then.
 
     Raises InputError for no images, no widths, a start that is needed, and as the method and its parts do. Only for an
     importance with relevance propagation it is run (see `relevance.lrp`, which is patented for some uses).
@@ -84,7 +91,9 @@ def measure(
     batches = _first(graph, calibration.batches, images)
     used = sum(map(len, batches))
     found = site_groups(graph, kept)
-    sides = [each for group in found for each in (group.free_weights, group.free_activations) if each]
+    of_groups = {group.key: _free_sides(group, activation_bits is None) for group in found}
+    sides = [side for each in of_groups.values() for side in each]
+    keys = [key for side in sides for key in side]
     values = _Values(
         errors={side: dict[int, float]() for side in sides},
         changes={side: dict[int, float]() for side in sides},
@@ -96,20 +105,21 @@ def measure(
     parameter_bytes: dict[str, int] = {}
     for width in bits:
         calibration.say(f"losses at {width} bits: fitting the quantizers of {method.name}")
-        plan = QuantPlan.make(graph, method.name, method.spec, equal_bits(graph, width, width, kept), kept)
+        bits_of_sites = equal_bits(graph, width, activation_bits or width, kept)
+        plan = QuantPlan.make(graph, method.name, method.spec, bits_of_sites, kept)
         fitted = method.quantize(graph, stats, plan, calibration)
         parameter_bytes = {key: _parameter_bytes(each) for key, each in fitted.quantizers.items()}
-        errors = _errors(fitted, batches)
+        errors = _errors(fitted, batches, keys)
         for side in sides:
             values.errors[side][width] = sum(errors[key] for key in side)
         if width in by_change:
             _changes(fitted, batches, calibration, width, values)
-        if Importance.FISHER in asked:
-            by_site = _fisher(fitted, batches, start)
+        if Importance.FISHER in asked and keys:
+            by_site = _fisher(fitted, batches, start, keys)
             for side in sides:
                 values.fisher[side][width] = sum(by_site[key] for key in side)
         if width == pairs_at:
-            interactions = _interactions(fitted, batches, calibration, found, values, width, most_pairs_of)
+            interactions = _interactions(fitted, batches, calibration, of_groups, values, width, most_pairs_of)
     lrp = (relevance or _lrp(graph, batches, start)) if asked & _WITH_LRP else None
     gradient = (
         gradient_times_activation(graph, batches, start or _winning)
@@ -117,14 +127,14 @@ def measure(
         else None
     )
 
-    def side_of(keys: _Sites, free: _Sites) -> Side:
+    def side_of(sites: _Sites, free: _Sites) -> Side:
         return Side(
             values.errors.get(free, {}),
             values.changes.get(free, {}),
             values.fisher.get(free, {}),
-            None if lrp is None else _summed(lrp, keys),
-            None if gradient is None else _summed(gradient, keys),
-            sum(parameter_bytes[key] for key in keys),
+            None if lrp is None else _summed(lrp, sites),
+            None if gradient is None else _summed(gradient, sites),
+            sum(parameter_bytes[key] for key in sites),
         )
 
     return Measured(
@@ -145,6 +155,11 @@ class _Values:
     errors: dict[_Sites, dict[int, float]]
     changes: dict[_Sites, dict[int, float]]
     fisher: dict[_Sites, dict[int, float]]
+
+
+def _free_sides(group: SiteGroup, activations: bool) -> tuple[_Sites, ...]:
+    both = (group.free_weights, group.free_activations if activations else ())
+    return tuple(side for side in both if side)
 
 
 def _first(graph: Graph, batches: Batches, images: int) -> list[Tensor]:
@@ -191,16 +206,15 @@ class _Noise:
         return self.noise / spread if self.noise else 0.0
 
 
-def _errors(fitted: QuantizedGraph, batches: Sequence[Tensor]) -> dict[str, float]:
-    """E of every site, in one pass."""
+def _errors(fitted: QuantizedGraph, batches: Sequence[Tensor], keys: Iterable[str]) -> dict[str, float]:
+    """E of some sites, in one pass; of stored ones, in one batch."""
     sites = fitted.graph.found.by_key
-    noises = {
-        key: _Noise(each, sites[key].channel_axis, sites[key].is_weight) for key, each in fitted.quantizers.items()
-    }
+    noises = {key: _Noise(fitted.quantizers[key], sites[key].channel_axis, sites[key].is_weight) for key in keys}
+    computed = {key: each.see for key, each in noises.items() if not sites[key].is_weight}
     with torch.no_grad():
-        for number, pixels in enumerate(batches):
-            seen = noises if number == 0 else {key: each for key, each in noises.items() if not sites[key].is_weight}
-            fitted.graph.run(pixels, hooks={key: each.see for key, each in seen.items()})
+        for number, pixels in enumerate(batches if computed else batches[:1]):
+            hooks = computed if number else {key: each.see for key, each in noises.items()}
+            fitted.graph.run(pixels, hooks=hooks)
     return {key: each.compute() for key, each in noises.items()}
 
 
@@ -237,34 +251,38 @@ def _interactions(
     fitted: QuantizedGraph,
     batches: Sequence[Tensor],
     calibration: Calibration,
-    found: Sequence[SiteGroup],
+    of_groups: _Sides,
     values: _Values,
     width: int,
     most_pairs_of: int,
 ) -> tuple[Interaction, ...]:
     """Of all pairs of the groups that change the output most at one width."""
 
-    def own(group: SiteGroup) -> float:
-        return sum(values.changes[side][width] for side in (group.free_weights, group.free_activations) if side)
+    def own(group: str) -> float:
+        return sum(values.changes[side][width] for side in of_groups[group])
 
-    ranked = sorted((group for group in found if group.free), key=own, reverse=True)[:most_pairs_of]
+    def free(group: str) -> _Sites:
+        return tuple(itertools.chain(*of_groups[group]))
+
+    ranked = sorted((group for group, sides in of_groups.items() if sides), key=own, reverse=True)[:most_pairs_of]
     pairs = list(itertools.combinations(ranked, 2))
     wanted = _answers(fitted, batches)
-    alone = {group.key: _mean_change(fitted, batches, wanted, calibration, group.free) for group in ranked}
+    alone = {group: _mean_change(fitted, batches, wanted, calibration, free(group)) for group in ranked}
     interactions: list[Interaction] = []
     for number, (one, other) in enumerate(pairs, start=1):
-        both = _mean_change(fitted, batches, wanted, calibration, one.free + other.free)
-        size = math.sqrt(alone[one.key] * alone[other.key])
+        both = _mean_change(fitted, batches, wanted, calibration, free(one) + free(other))
+        size = math.sqrt(alone[one] * alone[other])
         # A quadratic form that is nowhere negative has no share above 2.
-        share = min(max((both - alone[one.key] - alone[other.key]) / size, 0.0), 2.0) if size else 0.0
-        interactions.append(Interaction(one.key, other.key, share))
+        share = min(max((both - alone[one] - alone[other]) / size, 0.0), 2.0) if size else 0.0
+        interactions.append(Interaction(one, other, share))
         calibration.say(f"losses at {width} bits: pair {number} of {len(pairs)}")
     return tuple(interactions)
 
 
-def _fisher(fitted: QuantizedGraph, batches: Sequence[Tensor], start: Start | None) -> dict[str, float]:
-    """Sum over every site of (df/dx)^2 (x^ - x)^2, in the mean over images."""
-    keys = list(fitted.quantizers)
+def _fisher(
+    fitted: QuantizedGraph, batches: Sequence[Tensor], start: Start | None, keys: Sequence[str]
+) -> dict[str, float]:
+    """Sum over some sites of (df/dx)^2 (x^ - x)^2, in the mean over images."""
     sums = dict.fromkeys(keys, 0.0)
     count = 0
     for pixels in single_images(fitted.graph, batches):

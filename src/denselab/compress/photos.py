@@ -1,5 +1,6 @@
 """Photos of a folder or an archive: those that a compression looks at, and those that a classifier is scored on."""
 
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,23 +19,25 @@ from denselab.runtime.images import from_picture, open_image
 TEST_SPLITS = ("test", "val", "validation")
 """Names of folders that hold what a score is measured on, in order of preference."""
 
+_IMAGENET_CLASSES = 1000
+_WORDNET_ID = re.compile(r"n\d{8}")
+
 
 @dataclass(frozen=True)
 class PhotoFile:
-    """A photo in a folder, or in an archive. name: its path below either."""
+    """A photo below `source`: a folder, an archive, or a folder inside of an archive. name: its path below it."""
 
     source: Path
     name: str
 
     def read(self) -> NDArray[np.uint8]:
         """RGB pixels [H, W, 3]. Raises InputError, naming the file."""
-        if self.source.is_dir():
-            return open_image(self.source / self.name)
-        if self.source.suffix.lower() != ".zip":
-            return open_image(self.source)
+        place = _in_archive(self.source)
+        if place is None:
+            return open_image(self.source / self.name if self.source.is_dir() else self.source)
         try:
-            archive = _archive(self.source, self.source.stat().st_mtime_ns)
-            return from_picture(Image.open(BytesIO(archive.read(self.name))))
+            archive = _archive(place.archive, place.archive.stat().st_mtime_ns)
+            return from_picture(Image.open(BytesIO(archive.read(place.inside + self.name))))
         except (InputError, OSError, KeyError, UnidentifiedImageError, zipfile.BadZipFile) as error:
             raise InputError(f"{self}: wanted a photo, but it cannot be read; copy it again") from error
 
@@ -53,17 +56,36 @@ class Labelled:
 
 
 def list_photos(source: Path) -> list[PhotoFile]:
-    """All photos below a folder or in a .zip, in order of name. Raises InputError where there are none."""
-    if source.suffix.lower() != ".zip":
+    """All photos below a folder, in a .zip, or below a folder inside of one (FILE.zip/FOLDER), in order of name.
+
+    Raises InputError where there are none.
+    """
+    place = _in_archive(source)
+    if place is None:
+        if not source.exists():
+            raise InputError(
+                f"{source}: wanted a folder of photos, FILE.zip or FILE.zip/FOLDER, got a path that does not exist; "
+                "check it"
+            )
         return [PhotoFile(source, found.relative.as_posix()) for found in find_images([source])]
     try:
-        with zipfile.ZipFile(source) as archive:
+        with zipfile.ZipFile(place.archive) as archive:
             names = sorted(name for name in archive.namelist() if _is_photo(name))
     except (OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{source}: wanted a folder or a .zip of photos, but it cannot be read ({error})") from error
+        raise InputError(
+            f"{place.archive}: wanted a folder or a .zip of photos, but it cannot be read ({error}); make it again"
+        ) from error
     if not names:
-        raise InputError(f"{source}: wanted at least one photo in the archive, got none; give another")
-    return [PhotoFile(source, name) for name in names]
+        raise InputError(f"{place.archive}: wanted at least one photo in the archive, got none; give another")
+    found = [name.removeprefix(place.inside) for name in names if name.startswith(place.inside)]
+    if not found:
+        folders = sorted({str(each) for name in names for each in PurePosixPath(name).parents} - {"."}, key=_depth)
+        held = f"photos in {_listed(folders)}" if folders else "photos in no folder"
+        raise InputError(
+            f"{source}: wanted a folder of photos inside of {place.archive}, which has {held}; name one of them, or "
+            "the archive alone for all"
+        )
+    return [PhotoFile(source, name) for name in found]
 
 
 def read_some(
@@ -98,7 +120,8 @@ def read_some(
 def labelled(source: Path, names: Sequence[str] | None, classes: int) -> Labelled:
     """Photos in one folder per class, below `test`, `val` or nothing, of a folder or a .zip.
 
-    names: of the model's classes, None where it has none: the folders then name them, in order. classes: how many.
+    names: of the model's classes, None where it has none: the folders then name them, in order. So do the 1000 folders
+    of ImageNet, whose WordNet ids are in the order of its classes. classes: how many.
     Raises InputError where the folders are those of other classes.
     """
     by_class: dict[str, dict[str, list[PhotoFile]]] = {}
@@ -109,6 +132,8 @@ def labelled(source: Path, names: Sequence[str] | None, classes: int) -> Labelle
     if split is None:
         split = max(by_class, key=lambda name: len(by_class[name]))
     found = tuple(sorted(by_class[split]))
+    if len(found) == classes == _IMAGENET_CLASSES and all(map(_WORDNET_ID.fullmatch, found)):
+        names = found
     wanted = tuple(names) if names and set(names) == set(found) else found
     if len(found) != classes or (names and set(names) != set(found)):
         theirs = f"{classes} classes ({_listed(names)})" if names else f"{classes} classes"
@@ -127,6 +152,23 @@ def batched(items: Sequence[tuple[PhotoFile, int]], size: int) -> Iterator[Seque
         yield items[start : start + size]
 
 
+@dataclass(frozen=True)
+class _Place:
+    """inside: what names in the archive begin with, "" for all."""
+
+    archive: Path
+    inside: str
+
+
+def _in_archive(source: Path) -> _Place | None:
+    """Where a path leads that goes through an archive."""
+    for path in (source, *source.parents):
+        if path.suffix.lower() == ".zip" and path.is_file():
+            inside = source.relative_to(path).as_posix()
+            return _Place(path, "" if inside == "." else f"{inside}/")
+    return None
+
+
 @lru_cache(maxsize=4)
 def _archive(source: Path, changed_ns: int) -> zipfile.ZipFile:
     """An archive that stays open: its list of names is long to read."""
@@ -136,6 +178,10 @@ def _archive(source: Path, changed_ns: int) -> zipfile.ZipFile:
 def _is_photo(name: str) -> bool:
     path = PurePosixPath(name)
     return path.suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith((".", "__")) for part in path.parts)
+
+
+def _depth(folder: str) -> tuple[int, str]:
+    return folder.count("/"), folder
 
 
 def _listed(names: Sequence[str]) -> str:

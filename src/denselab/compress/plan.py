@@ -232,7 +232,7 @@ class QuantPlan:
         """A plan for the model with these sites.
 
         Raises InputError, naming the file and the site: missing, damaged, a newer format, another model, an unknown or
-        repeated site, bits and grids that there are not.
+        repeated site, none at all, bits and grids that there are not.
         """
         with reading(path, "a plan", "mend it or make it again"):
             text = path.read_text("utf-8")
@@ -245,6 +245,11 @@ class QuantPlan:
                 raise InputError(f"{path}: {error}") from error
             plan = cls(ModelHash(**data["model"]), str(data["method"]), kept, specs)
         plan.check(sites, path)
+        if not specs:
+            raise InputError(
+                f"{path}: wanted at least one site to quantize, got a plan with none; give it sites (sites.json lists "
+                "them) or make it again"
+            )
         return plan
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from denselab.compress.quantizers import Quantizer, Uniform, fake_quantized, lsq
 from denselab.compress.ranges import lsq_start
 from denselab.compress.simulate import QuantizedGraph
 from denselab.compress.sites import ModelHash, QuantSite
+from denselab.compress.tensor_file import read_tensors, write_tensors
 from denselab.errors import InputError
 
 Loss = Callable[[Any, Any], Float[Tensor, "..."]]
@@ -41,6 +43,9 @@ Loss = Callable[[Any, Any], Float[Tensor, "..."]]
 Examples = Iterable[tuple[Float[Tensor, "B 3 H W"], Any]]
 """Images and their targets; every loop over them starts anew."""
 
+TRAINED_FORMAT = 1
+
+_PARAMETER, _SCALE = "parameter ", "scale of "
 _MOMENTUM = 0.9
 _LEAST_SHARE = 1e-3
 _LONGEST_GRADIENT = 1.0
@@ -77,6 +82,39 @@ def distilled(start: QuantizedGraph, teacher: Graph, calibration: Calibration, t
                 yield pixels, answer
 
     return trained(start, Answers(), calibration.change, training, calibration.say)
+
+
+def write_trained(network: QuantizedGraph, start: QuantizedGraph, path: Path) -> None:
+    """What training changed of a network: parameters and scales, as safetensors, atomically."""
+    tensors = {f"{_PARAMETER}{name}": value.detach() for name, value in network.graph.module.named_parameters()}
+    for key, quantizer in network.quantizers.items():
+        if isinstance(quantizer, Uniform):
+            tensors[f"{_SCALE}{key}"] = quantizer.scale.clone()  # sites may share a quantizer, files may not
+    write_tensors(path, tensors, {}, start.graph.model, TRAINED_FORMAT)
+
+
+def read_trained(path: Path, start: QuantizedGraph) -> QuantizedGraph:
+    """What `write_trained` saved, of the network that it was trained from.
+
+    Raises InputError, naming the file: missing, damaged, a newer format, of another model, weights or plan.
+    """
+
+    def built(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> QuantizedGraph:
+        graph = _with_own_parameters(start.graph)
+        scales = Scales(start.quantizers)
+        held = {f"{_PARAMETER}{name}": value for name, value in graph.module.named_parameters()}
+        for key, quantizer in start.quantizers.items():
+            if isinstance(quantizer, Uniform):
+                held[f"{_SCALE}{key}"] = scales.of(key)
+        if unlike := held.keys() ^ tensors.keys():
+            raise ValueError(f"it is of another plan: {min(unlike)}")
+        for name, value in held.items():
+            if value.shape != tensors[name].shape:
+                raise ValueError(f"it is of another plan: {name}")
+            value.data.copy_(tensors[name])
+        return QuantizedGraph(_hashed_again(graph), start.plan, scales.quantizers())
+
+    return read_tensors(path, start.graph.model, TRAINED_FORMAT, built, "a trained network")
 
 
 def trained(

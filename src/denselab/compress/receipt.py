@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from denselab.runtime.session import Session
 
 _TURNS, _RUNS_PER_TURN = 5, 3
-_TUPLES = ("kept", "left_float", "photo_hw", "scores")
+_TUPLES = {"kept", "left_float", "photo_hw", "scores"}
 
 TORCH = "torch eager"
 Photo = NDArray[np.uint8]
@@ -44,7 +44,8 @@ class Receipt:
     torch does. same_as_float: of answers that the small file gives as the float model does. photos, photos_of: what
     both were compared on. integer_share: of all multiplications, what every engine computes in integers. kept: what
     stays at 8 bits. left_float: tensors that the plan does not quantize. simulated: quantizers that no engine has
-    kernels for, computed in float. scores: None without --data.
+    kernels for, computed in float. scores: None without --data. train_steps: batches that the quantized network was
+    trained on, to answer as the float one does.
     """
 
     method: str
@@ -66,6 +67,7 @@ class Receipt:
     photos: int
     photos_of: str
     scores: tuple[Score, ...] | None
+    train_steps: int = 0
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Receipt":
@@ -73,7 +75,7 @@ class Receipt:
         scores = data["scores"]
         height, width = data["photo_hw"]
         return cls(
-            **{each.name: data[each.name] for each in fields(cls) if each.name not in _TUPLES},
+            **{each.name: data[each.name] for each in fields(cls) if each.name in data.keys() - _TUPLES},
             kept=tuple(data["kept"]),
             left_float=tuple(data["left_float"]),
             photo_hw=(height, width),
@@ -98,6 +100,8 @@ class Receipt:
             ("stays in float", ", ".join(self.left_float) or "no operand of a product"),
             ("file", f"{self.file_bytes} bytes, {of:.3f} of {self.float_bytes} in float32"),
         ]
+        if self.train_steps:
+            found.insert(1, ("trained", f"{self.train_steps} steps, to answer as the float network does"))
         for each in self.scores or ():
             found.append(
                 (
@@ -113,17 +117,19 @@ class Receipt:
             (f"same as simulation, {engine}", f"{100 * share:.3f} %")
             for engine, share in self.same_as_simulation.items()
         ]
-        found.append((f"time at {width}x{height}", f"one photo, {self.threads} threads, median ms"))
+        found.append(
+            (f"time at {width}x{height}", f"of one photo, {self.threads} thread{'s' * (self.threads != 1)}, median")
+        )
         for engine, small in self.small_ms.items():
             full = self.float_ms[engine]
-            found.append((engine, f"{small:.2f} small, {full:.2f} float: {_speed(full, small)}"))
+            found.append((engine, f"{small:.2f} ms small, {full:.2f} ms float: {_speed(full, small)}"))
         for engine, share in self.integer_share.items():
             found.append((f"in integers, {engine}", f"{100 * share:.1f} % of all multiplications"))
         if TORCH in self.float_ms and self.small_ms:
             engine = min(self.small_ms, key=self.small_ms.__getitem__)
             full = self.float_ms[TORCH]
             speed = _speed(full, self.small_ms[engine])
-            found.append((TORCH, f"{full:.2f} float; small in {engine}: {speed}"))
+            found.append((TORCH, f"{full:.2f} ms float; small in {engine}: {speed}"))
         if self.simulated:
             found.append(
                 ("computed in float", f"{self.simulated} quantizers, for whose grids no engine has integer kernels")
@@ -133,12 +139,12 @@ class Receipt:
     def warnings(self) -> list[str]:
         """What a user would not like to find out later."""
         said = [
-            f"the small file is slower than float in {engine}: {small:.2f} ms against {self.float_ms[engine]:.2f}"
+            f"the small file is slower than float in {engine}: {small:.2f} ms against {self.float_ms[engine]:.2f} ms"
             for engine, small in self.small_ms.items()
             if small > self.float_ms[engine]
         ]
         if self.file_bytes >= self.float_bytes:
-            said.append(f"the small file is not smaller: {self.file_bytes} bytes against {self.float_bytes}")
+            said.append(f"the small file is not smaller: {self.file_bytes} bytes against {self.float_bytes} bytes")
         return said
 
     def _compared(self) -> str:

@@ -16,12 +16,15 @@ from denselab.files import atomic_path
 
 _WEIGHT, _ACTIVATION, _MUTED = "#2a6f97", "#e07a1f", "#8a8f98"
 _NAMES_SHOWN = 60
+_TEXT_COLUMNS = 3
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; color: #1d2129; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 table { border-collapse: collapse; font-size: 0.9rem; } td, th { padding: 0.2rem 0.9rem 0.2rem 0; text-align: left; }
-th { border-bottom: 1px solid #c9ccd2; } td.number { text-align: right; font-variant-numeric: tabular-nums; }
+th { border-bottom: 1px solid #c9ccd2; vertical-align: bottom; } td { vertical-align: top; overflow-wrap: anywhere; }
+.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+.wide { overflow-x: auto; }
 .warning { background: #fff1e0; border-left: 4px solid #e07a1f; padding: 0.5rem 1rem; }
 .note { color: #5b616b; font-size: 0.9rem; } svg { max-width: 100%; height: auto; }
 """
@@ -36,14 +39,15 @@ def write_report(outcome: Outcome, path: Path) -> None:
 def to_html(outcome: Outcome) -> str:
     """The whole page."""
     receipt = outcome.receipt
-    warnings = "".join(f'<p class="warning">{escape(each)}</p>' for each in receipt.warnings())
+    warnings = "".join(f'<p class="warning">{escape(_sentence(each))}</p>' for each in receipt.warnings())
     facts = "".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in receipt.rows())
     parts = [
         f"<h1>{escape(outcome.subject)}, compressed</h1>",
         f'<p class="note">{escape(str(outcome.out))}, by DenseLab {__version__}; stages in '
         f"{escape(str(outcome.work))}.</p>",
+        f"<p>{escape(_summary(outcome))}</p>",
         warnings,
-        f"<h2>Receipt</h2><table>{facts}</table>",
+        f"<h2>Receipt</h2><div class='wide'><table>{facts}</table></div>",
         *(_layer_parts(outcome) if outcome.layers else ()),
     ]
     return (
@@ -108,47 +112,79 @@ def curve_figure(outcome: Outcome) -> Figure:
     """Expected loss against bytes of the parameters, and the plan that was chosen."""
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     axes: Any = figure.subplots()
-    axes.plot([each.bytes / 1e6 for each in outcome.curve], [each.loss for each in outcome.curve], "o-", color=_WEIGHT)
+    unit, many = ("MB", 1e6) if outcome.curve[-1].bytes >= 1e6 else ("kB", 1e3)
+    axes.plot([each.bytes / many for each in outcome.curve], [each.loss for each in outcome.curve], "o-", color=_WEIGHT)
     for each in outcome.curve:
         axes.annotate(
-            each.budget.removesuffix("bits"),
-            (each.bytes / 1e6, each.loss),
+            each.budget.replace("bits", " bits"),
+            (each.bytes / many, each.loss),
             (4, 4),
             textcoords="offset points",
             fontsize=8,
         )
     if outcome.chosen is not None:
-        axes.plot(outcome.chosen.bytes / 1e6, outcome.chosen.loss, "D", color=_ACTIVATION, label="this plan", zorder=3)
+        axes.plot(outcome.chosen.bytes / many, outcome.chosen.loss, "D", color=_ACTIVATION, label="this plan", zorder=3)
         axes.legend(frameon=False)
     if all(each.loss > 0 for each in outcome.curve):
         axes.set_yscale("log")
-    axes.set_xlabel("bytes of the parameters, MB")
+    axes.set_xlabel(f"size of the parameters, {unit}")
     axes.set_ylabel(f"loss expected by {outcome.importance}")
     _plain(axes)
     return figure
 
 
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _summary(outcome: Outcome) -> str:
+    """What came of it, in two or three sentences."""
+    receipt = outcome.receipt
+    share = receipt.file_bytes / receipt.float_bytes
+    text = (
+        f"The file takes {receipt.file_bytes} bytes, {share:.3f} of the same network in float32. "
+        f"{100 * receipt.same_as_float:.2f} % of its answers on {receipt.photos} photos ({receipt.photos_of}) are "
+        "those of the float network."
+    )
+    if not receipt.small_ms:
+        return text
+    engine = min(receipt.small_ms, key=receipt.small_ms.__getitem__)
+    height, width = receipt.photo_hw
+    return (
+        f"{text} {engine} is the fastest engine: {receipt.small_ms[engine]:.2f} ms for one photo of {width}x{height} "
+        f"px, where the float network takes {receipt.float_ms[engine]:.2f} ms."
+    )
+
+
 def _layer_parts(outcome: Outcome) -> tuple[str, ...]:
-    heads = "".join(f"<th>{each}</th>" for each in COLUMNS)
+    heads = "".join(
+        f"<th{' class=number' if place >= _TEXT_COLUMNS else ''}>{escape(each)}</th>"
+        for place, each in enumerate(COLUMNS)
+    )
     rows = "".join(_row(layer) for layer in outcome.layers)
     measured = any(layer.loss is not None for layer in outcome.layers)
     sensitivity = "" if measured else " Sensitivity was not measured, as the budget left nothing to choose."
     return (
-        f"<h2>Bits per layer</h2>{_svg(bits_figure(outcome.layers))}",
-        f"<h2>Relevance and error</h2><p class='note'>Relevance by {escape(outcome.relevance_method)}: share of all "
-        f"that the layers carry. Error: sum of the relative squared errors of what a layer reads.</p>"
-        f"{_svg(relevance_figure(outcome.layers))}",
+        "<h2>Bits per layer</h2><p class='note'>Bars are weights, dots are activations. What has neither is computed "
+        f"in float.</p>{_svg(bits_figure(outcome.layers), 'Bits of the weights and activations of every layer')}",
+        f"<h2>Relevance and error</h2><p class='note'>Relevance, by {escape(outcome.relevance_method)}, is the share "
+        "of all relevance that what a layer reads carries. Error is the sum of the relative squared errors of what it "
+        f"reads.</p>{_svg(relevance_figure(outcome.layers), 'Relevance and error of every layer')}",
         _sensitivity_part(outcome) if measured else "",
         _curve_part(outcome),
-        f"<h2>Layers</h2><p class='note'>Sensitivity: how far the answer moves when the operands of this layer, and of "
-        f"those that share its input, are quantized and the rest is float.{sensitivity}</p>"
-        f"<table><tr>{heads}</tr>{rows}</table>",
+        f"<h2>Layers</h2><p class='note'>Sensitivity is how far the answer moves when the operands of this layer, and "
+        f"of those that share its input, are quantized and the rest is float.{sensitivity}</p>"
+        f"<div class='wide'><table><tr>{heads}</tr>{rows}</table></div>",
     )
 
 
 def _sensitivity_part(outcome: Outcome) -> str:
-    text = "At the bits of the plan, each layer alone; the answer's own measure of change."
-    return f"<h2>Sensitivity</h2><p class='note'>{text}</p>{_svg(sensitivity_figure(outcome.layers))}"
+    text = (
+        "Bars show how far the answer moves when one layer alone takes the bits of the plan: for classes the KL "
+        "divergence in nats, for depth the relative squared error, for normals 1 - cosine."
+    )
+    figure = _svg(sensitivity_figure(outcome.layers), "Sensitivity of every layer")
+    return f"<h2>Sensitivity</h2><p class='note'>{text}</p>{figure}"
 
 
 def _curve_part(outcome: Outcome) -> str:
@@ -164,13 +200,14 @@ def _curve_part(outcome: Outcome) -> str:
         "bytes leaves activations at 8). The loss is expected, a sum over layers measured "
         "one at a time; only what the receipt says was measured of a whole file."
     )
-    return f"<h2>Size against loss</h2><p class='note'>{text}</p>{_svg(curve_figure(outcome))}{scores}"
+    figure = _svg(curve_figure(outcome), "Expected loss against bytes of the parameters")
+    return f"<h2>Size against loss</h2><p class='note'>{text}</p>{figure}{scores}"
 
 
 def _row(layer: Layer) -> str:
     cells = layer_cells(layer)
-    text = "".join(f"<td>{escape(each)}</td>" for each in cells[:3])
-    return f"<tr>{text}{''.join(f'<td class=number>{escape(each)}</td>' for each in cells[3:])}</tr>"
+    text = "".join(f"<td>{escape(each)}</td>" for each in cells[:_TEXT_COLUMNS])
+    return f"<tr>{text}{''.join(f'<td class=number>{escape(each)}</td>' for each in cells[_TEXT_COLUMNS:])}</tr>"
 
 
 def _two(layer: Layer) -> bool:
@@ -211,11 +248,11 @@ def _short(name: str, most: int = 26) -> str:
     return name if len(name) <= most else f"…{name[-most + 1 :]}"
 
 
-def _svg(figure: Figure) -> str:
-    """The figure as an element of the page, the same for the same figure."""
+def _svg(figure: Figure, label: str) -> str:
+    """The figure as an element of the page, the same for the same figure. label: for who does not see it."""
     import matplotlib
 
     text = StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "denselab", "font.family": "DejaVu Sans"}):
         FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None, "Creator": None})
-    return text.getvalue().partition("<svg")[2].join(("<svg", ""))
+    return f'<svg role="img" aria-label="{escape(label)}"{text.getvalue().partition("<svg")[2]}'

@@ -22,6 +22,7 @@ from denselab.compress.photos import Labelled, PhotoFile, labelled
 from denselab.compress.simulate import QuantizedGraph
 from denselab.compress.subject import Classifier, Dense, Subject
 from denselab.compress.to_onnx import compressed_artifact_model, compression_of, quantized_to_onnx, with_network
+from denselab.compress.traces import Traces
 from denselab.data.dataset import Dataset
 from denselab.data.descriptor import open_dataset
 from denselab.errors import InputError
@@ -30,7 +31,7 @@ from denselab.export.artifact import export_artifact
 from denselab.export.examples import PARITY_SPLITS, Examples, from_dataset
 from denselab.export.executed import executed_integers
 from denselab.export.graph import ArtifactGraph, to_onnx
-from denselab.export.parity import LIMITS_OF_MIXED, MEND_COMPRESSED, Limits, agreement, open_engines
+from denselab.export.parity import LIMITS_OF_MIXED, MEND_COMPRESSED, Answers, Limits, agreement, open_engines
 from denselab.export.precision import Precision
 from denselab.export.torch_session import TorchSession, describe
 from denselab.files import atomic_path
@@ -66,6 +67,14 @@ class Track(Protocol):
     """Shows how far a loop is."""
 
     def __call__(self, items: Iterable[Any], total: int, label: str, /) -> Iterable[Any]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """The small file, open in every engine, and what the first of them answers to the photos it was compared on."""
+
+    engines: Mapping[str, Session]
+    answers: Sequence[Answers]
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,42 +125,50 @@ def float_file(subject: Subject, example: Tensor, network_hw: tuple[int, int] | 
             assert_never(subject.kind)
 
 
-def small_model(subject: Subject, quantized: QuantizedGraph, network_hw: tuple[int, int] | None) -> ModelProto:
-    """The quantized network as ONNX, without what it says about itself."""
+def small_model(
+    subject: Subject, quantized: QuantizedGraph, network_hw: tuple[int, int] | None, traces: Traces
+) -> ModelProto:
+    """The quantized network as ONNX, without what it says about itself. traces: of networks like it (see `Traces`)."""
     match subject.kind:
         case Classifier():
-            return taking_photos(quantized_to_onnx(quantized, (LOGITS,)), subject.kind, {})
+            return taking_photos(quantized_to_onnx(quantized, (LOGITS,), traces=traces), subject.kind, {})
         case Dense(loaded):
-            return compressed_artifact_model(loaded.model, loaded.card.make_tasks(), quantized, network_hw)
+            tasks = loaded.card.make_tasks()
+            return compressed_artifact_model(loaded.model, tasks, quantized, network_hw, traces=traces)
         case _:
             assert_never(subject.kind)
 
 
 def photos_to_compare(subject: Subject, data: Data | None, seen: Sequence[Tensor]) -> Examples:
     """Photos [H, W, 3] on which files and networks are compared: of the data if there are any, else of calibration."""
+    most = 4 * _COMPARED if isinstance(subject.kind, Classifier) else _COMPARED
     if data is not None and isinstance(data.held, Dataset):
         assert isinstance(subject.kind, Dense)
-        found = from_dataset(data.held, subject.kind.loaded.card.tasks, (data.split,), _COMPARED)
+        found = from_dataset(data.held, subject.kind.loaded.card.tasks, (data.split,), most)
         return replace(found, truths=None)
     if data is not None and isinstance(data.held, Labelled):
         every = data.held.photos
-        step = max(1, len(every) // (4 * _COMPARED))
-        images = tuple(_array(subject.seen(photo.read())) for photo, _ in every[::step][: 4 * _COMPARED])
+        step = max(1, len(every) // most)
+        images = tuple(_array(subject.seen(photo.read())) for photo, _ in every[::step][:most])
         return Examples(f"{data.source.name} {data.split}", images)
-    return Examples("calibration photos", tuple(_array(each) for each in seen[: 4 * _COMPARED]))
+    return Examples("calibration photos", tuple(_array(each) for each in seen[:most]))
 
 
 def write_small(
     subject: Subject,
     quantized: QuantizedGraph,
+    model: ModelProto,
     plan_json: bytes,
     network_hw: tuple[int, int] | None,
     examples: Examples,
     out: Path,
     min_agreement: float | None,
     say: Callable[[str], None],
-) -> None:
-    """Write the small file if engines answer as the simulation in torch does. Raises InputError where they do not."""
+) -> Compared | None:
+    """Write the small file if engines answer as the simulation in torch does. Raises InputError where they do not.
+
+    model: of `small_model`. Returns what was compared, where that is known here.
+    """
     classifies = isinstance(subject.kind, Classifier)
     exact, default = (
         (EXACT_CLASSES, DEFAULT_CLASSES) if classifies else (LIMITS_OF_MIXED.exact, LIMITS_OF_MIXED.default)
@@ -161,7 +178,6 @@ def write_small(
     if min_agreement is not None:
         exact, default = min_agreement, min(min_agreement, default)
     compression = compression_of(quantized, plan_json)
-    model = small_model(subject, quantized, network_hw)
     match subject.kind:
         case Dense(loaded):
             info = replace(describe(loaded, out.stem, Precision.INT8), compression=compression)
@@ -170,13 +186,14 @@ def write_small(
                 loaded.card.make_tasks(),
                 info,
                 out,
-                replace(examples, images=examples.images[:_COMPARED]),
+                examples,
                 network_hw=network_hw,
                 limits=Limits(exact, default),
                 overwrite=True,
                 say=say,
                 ready=model,
             )
+            return None
         case Classifier():
             say(f"comparing with the simulation on {len(examples.images)} photos ({examples.source})")
             simulated, brighter = (
@@ -189,19 +206,19 @@ def write_small(
                     f"{np.count_nonzero(~decided)} of them are so near a tie that rounding decides; on the others "
                     "engines must agree"
                 )
-            with TemporaryDirectory() as folder:
+            with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
                 draft = Path(folder) / "draft.onnx"
                 draft.write_bytes(model.SerializeToString())
-                alike = {
-                    name: _all_logits(engine, examples.images).argmax(1) == simulated.argmax(1)
-                    for name, engine in open_engines(draft, torch.get_num_threads()).items()
-                }
+                engines = open_engines(draft, torch.get_num_threads())
+            logits = {name: _all_logits(engine, examples.images) for name, engine in engines.items()}
+            alike = {name: each.argmax(1) == simulated.argmax(1) for name, each in logits.items()}
             check_same({name: each[decided] for name, each in alike.items()}, exact, default)
             same = {name: float(each.mean()) for name, each in alike.items()}
             about = {"name": subject.name, "licence": subject.licence, "agreement": same}
             _describe(model, {**about, "compression": vars(compression)})
             with atomic_path(out) as partial:
                 partial.write_bytes(model.SerializeToString())
+            return Compared(engines, [{LOGITS: each} for each in next(iter(logits.values()))])
         case _:
             assert_never(subject.kind)
 
@@ -218,6 +235,13 @@ def write_integers(
             codes = program.image_code.stored(subject.pixels(_tensor(photo)).numpy())
             if not np.array_equal(written.run(codes), program.run(torch.from_numpy(codes)).numpy()):
                 raise InputError("the file in onnxruntime: wanted the integers of the program, got others")
+
+
+def compared(path: Path, subject: Subject, examples: Examples) -> Compared:
+    """What `write_small` returns, of a file that is there."""
+    engines = small_engines(path, subject)
+    first = next(iter(engines.values()))
+    return Compared(engines, [first.run(image) for image in examples.images])
 
 
 def small_engines(path: Path, subject: Subject) -> dict[str, Session]:
@@ -271,18 +295,14 @@ def compression_in(subject: Subject, path: Path) -> Compression:
             assert_never(subject.kind)
 
 
-def same_answers(subject: Subject, one: Session, other: Session, images: Sequence[Photo]) -> float:
-    """Share of answers that are the same: of photos, or of pixels (see `parity.agreement`; the least of tasks)."""
+def same_answers(subject: Subject, full: Session, small: Sequence[Answers], images: Sequence[Photo]) -> float:
+    """Share of answers that a session gives too: of photos, or of pixels (`parity.agreement`; the least of tasks)."""
+    both = [(full.run(photo), got) for photo, got in zip(images, small, strict=True)]
     match subject.kind:
         case Classifier():
-            return fmean(float(_class_of(one, photo) == _class_of(other, photo)) for photo in images)
+            return fmean(float(wanted[LOGITS].argmax() == got[LOGITS].argmax()) for wanted, got in both)
         case Dense(loaded):
-            tasks = loaded.card.tasks
-            found: list[dict[str, float]] = []
-            for photo in images[:_COMPARED]:
-                wanted, got = one.run(photo), other.run(photo)
-                found.append({task: agreement(task, wanted, got) for task in tasks})
-            return min(fmean(each[task] for each in found) for task in tasks)
+            return min(fmean(agreement(task, *each) for each in both) for task in loaded.card.tasks)
         case _:
             assert_never(subject.kind)
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from denselab.compress.allocate import parse_budget
 from denselab.compress.bit_losses import Importance
+from denselab.compress.budgets import parse_budget
 from denselab.compress.choose_bits import choose_bits
 from denselab.compress.fold_norms import fold_norms
 from denselab.compress.graph import ANY_SIZE, Axis, Graph

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from denselab import _vision as _vision  # before timm, which imports torchvision
 
@@ -39,6 +39,9 @@ from denselab.tasks.blend import blended
 from denselab.tasks.semantic import class_scores
 from denselab.types import HeadSpec, QueryOutput, ValueKind
 
+if TYPE_CHECKING:
+    from denselab.hub.image_classifier import HubClassifier
+
 TIMM = "timm:"
 MOST_PX = 1_000_000
 """Dense models see photos of calibration shrunk to so many pixels: an observed batch must fit in memory."""
@@ -48,7 +51,8 @@ _WITH_CLASSES = ("semantic", "panoptic", "instance")
 
 @dataclass(frozen=True, eq=False)
 class Classifier:
-    """mean, std: of normalised pixels, RGB in [0, 1]. data: timm's own data config, for resizing and cropping.
+    """mean, std: of normalised pixels, RGB in [0, 1]. data: how photos are resized and cropped, for whoever runs the
+    file: timm's own data config, or the settings of an image processor of transformers.
 
     names: of the classes, None where the model does not say.
     """
@@ -135,19 +139,15 @@ def open_classifier(source: str, weights: Path | None = None) -> Subject:
     wanted = ("input_size", "interpolation", "crop_pct", "crop_mode")
     options = {option: data[option] for option in wanted if option in data}
     transform: Any = create_transform(**options, is_training=False, normalize=False)
-    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (kind.mean, kind.std))
-    return Subject(
-        name=Path(name).name,
-        kind=kind,
-        network=network.eval().requires_grad_(False),
-        free=frozenset({Axis.BATCH}),
-        seen=lambda photo: transform(Image.fromarray(photo)),
-        pixels=lambda seen: (seen.float() / 255 - mean) / std,
-        change=kl_change(),
-        start=starts.logit,
-        likelihood=starts.log_likelihood,
-        licence=str(cast("dict[str, Any]", network.pretrained_cfg).get("license") or "unknown"),
-    )
+    licence = str(cast("dict[str, Any]", network.pretrained_cfg).get("license") or "unknown")
+    return _classifier(Path(name).name, kind, network, lambda photo: transform(Image.fromarray(photo)), licence)
+
+
+def hub_classifier_subject(hub: "HubClassifier") -> Subject:
+    """An image classifier of transformers that was opened."""
+    data = {"input_size": [3, *hub.hw], "mean": hub.mean, "std": hub.std, "image_processor": hub.preparation}
+    kind = Classifier(hub.mean, hub.std, data, hub.classes, hub.names)
+    return _classifier(Path(hub.source).name, kind, hub.network, hub.seen, hub.licence)
 
 
 def dense_subject(loaded: LoadedModel, name: str) -> Subject:
@@ -218,6 +218,24 @@ def dense_likelihood(task: str, spec: HeadSpec) -> Start:
     if spec.value_kind is ValueKind.CLASS_LOGITS:
         return lambda output: class_scores(output, spec).amax(dim=1).clamp(min=1e-6).log().flatten(1).sum(dim=1)
     return lambda output: starts.log_likelihood(class_scores(output, spec))
+
+
+def _classifier(
+    name: str, kind: Classifier, network: nn.Module, seen: Callable[[NDArray[Any]], Tensor], licence: str
+) -> Subject:
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (kind.mean, kind.std))
+    return Subject(
+        name=name,
+        kind=kind,
+        network=network.eval().requires_grad_(False),
+        free=frozenset({Axis.BATCH}),
+        seen=seen,
+        pixels=lambda seen: (seen.float() / 255 - mean) / std,
+        change=kl_change(),
+        start=starts.logit,
+        likelihood=starts.log_likelihood,
+        licence=licence,
+    )
 
 
 def _angles(got: Float[Tensor, "B 3 h w"], wanted: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B"]:

@@ -7,7 +7,7 @@ no engine has kernels: there the same numbers are computed in float, and weights
 
 import hashlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -22,6 +22,7 @@ from denselab.compress.quantizers import Quantizer, Ternary, Uniform, code_bits,
 from denselab.compress.relevance.scores import Batches
 from denselab.compress.simulate import QuantizedGraph
 from denselab.compress.sites import Op, Place, QuantSite
+from denselab.compress.traces import Traces
 from denselab.errors import InputError
 from denselab.export.graph import ArtifactGraph, to_onnx, trace
 from denselab.export.integers import (
@@ -48,13 +49,17 @@ _MATRIX = 2
 
 
 def quantized_to_onnx(
-    quantized: QuantizedGraph, outputs: Sequence[str] | None = None, calibration: Batches = ()
+    quantized: QuantizedGraph,
+    outputs: Sequence[str] | None = None,
+    calibration: Batches = (),
+    traces: Traces | None = None,
 ) -> ModelProto:
     """A captured model (a classifier) as ONNX: input `pixels` float32 [B, 3, H, W], outputs as the model's.
 
     Sizes are free as the capture left them (`Graph.free`). outputs: their names; default `output`, or `output_0`,
     `output_1`, ... calibration: images as the graph takes them. With some, convolutions that are added to others keep
     8 bits of their sums: ONNX Runtime then computes them in integers too, but the simulation knows nothing of it.
+    traces: where networks like this one were traced before.
     Raises InputError for a network that is not float32, and for one that torch cannot trace.
     """
     network, sites = _marked(quantized, calibration)
@@ -67,7 +72,8 @@ def quantized_to_onnx(
         {axis.value: torch.export.Dim.DYNAMIC for axis in quantized.graph.free if axis.value < each.ndim}
         for each in example
     )
-    return lowered(trace(network, example, free, inputs, names, OPSET), sites)
+    traced = _traced(traces, network, network, lambda: trace(network, example, free, inputs, names, OPSET))
+    return lowered(traced, sites)
 
 
 def compressed_artifact_model(
@@ -76,16 +82,18 @@ def compressed_artifact_model(
     quantized: QuantizedGraph,
     network_hw: tuple[int, int] | None = None,
     calibration: Batches = (),
+    traces: Traces | None = None,
 ) -> ModelProto:
     """A dense model whose network is the quantized graph, as the ONNX of an artifact: uint8 photo to answers.
 
     Give it to `export_artifact(with_network(model, quantized.as_module()), ..., ready=...)`, which compares it with the
-    simulation. network_hw: see ArtifactGraph; needed where the capture left height and width not free. calibration:
-    see `quantized_to_onnx`.
+    simulation. network_hw: see ArtifactGraph; needed where the capture left height and width not free. calibration,
+    traces: see `quantized_to_onnx`.
     Raises InputError as `quantized_to_onnx` and `export.graph.to_onnx`.
     """
     network, sites = _marked(quantized, calibration)
-    return lowered(to_onnx(ArtifactGraph(with_network(model, network), tasks, network_hw), OPSET), sites)
+    whole = ArtifactGraph(with_network(model, network), tasks, network_hw)
+    return lowered(_traced(traces, whole, network, lambda: to_onnx(whole, OPSET)), sites)
 
 
 def with_network(model: Model, network: nn.Module) -> Model:
@@ -130,7 +138,7 @@ def activation_grid(quantizer: Quantizer) -> ActivationGrid | None:
     return ActivationGrid(float(quantizer.scale), zero, quantizer.levels - 1)
 
 
-def _marked(quantized: QuantizedGraph, calibration: Batches) -> tuple[nn.Module, dict[str, Site]]:
+def _marked(quantized: QuantizedGraph, calibration: Batches) -> tuple[fx.GraphModule, dict[str, Site]]:
     """The network with marks at sites that are stored or run as codes, and simulated quantizers at the others."""
     graph = quantized.graph
     if float_dtype(graph) is not torch.float32:
@@ -145,7 +153,21 @@ def _marked(quantized: QuantizedGraph, calibration: Batches) -> tuple[nn.Module,
     for key, quantizer in quantized.quantizers.items():
         layer = Mark(key) if key in sites else _Simulated(quantizer)
         marking.put(graph.found.places[key], layer)
-    return fx.GraphModule(edit.module, edit.graph).eval(), sites
+    network = fx.GraphModule(edit.module, edit.graph)
+    network.eval()
+    return network, sites
+
+
+def _traced(
+    traces: Traces | None, whole: nn.Module, network: fx.GraphModule, trace: Callable[[], ModelProto]
+) -> ModelProto:
+    """The trace of a network with marks, and all around it. A quantizer that is simulated brings numbers of its own."""
+    if traces is None:
+        return trace()
+    added = dict(network.named_children())
+    marks = [f"{name} {layer.key}" for name, layer in added.items() if isinstance(layer, Mark)]
+    simulated = any(isinstance(layer, _Simulated) for layer in added.values())
+    return traces.of(whole, None if simulated else "\n".join([network.code, *marks]), trace)
 
 
 def _output_grids(graph: Graph, sites: Mapping[str, Site], calibration: Batches) -> dict[fx.Node, ActivationGrid]:

@@ -9,8 +9,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from denselab.compress.allocate import Bops, Budget, Bytes, FloatShare, MeanBits, Milliseconds, budget_text
 from denselab.compress.bit_losses import Importance, Measured, side_losses
+from denselab.compress.budgets import Budget, Bytes, FloatShare, MeanBits, Milliseconds, budget_text
 from denselab.compress.choose_bits import CANDIDATES, ChosenBits, bits_within
 from denselab.compress.graph import Graph
 from denselab.compress.plan import QuantPlan
@@ -54,17 +54,6 @@ def only_8(budget: Budget) -> bool:
             return False
 
 
-def limits_activations(budget: Budget) -> bool:
-    """Whether a budget counts bits of activations, so that quantizing more of them has a use beside speed."""
-    match budget:
-        case MeanBits(_, activations):
-            return activations is not None
-        case Bops():
-            return True
-        case _:
-            return False
-
-
 def float_products(graph: Graph) -> frozenset[str]:
     """Keys of the operands of products of two activations, such as those of attention.
 
@@ -98,7 +87,7 @@ def bits_for(
 
     match budget:
         case Milliseconds():
-            return solved(MeanBits(8, 8))
+            return solved(MeanBits(8))
         case Bytes() | FloatShare():
             return _within_bytes(budget, solved, draft_bytes)
         case _:
@@ -128,11 +117,15 @@ def check_met(budget: Budget, receipt: Receipt) -> None:
 
 
 def curve(graph: Graph, measured: Measured, importance: Importance, seed: int) -> tuple[CurvePoint, ...]:
-    """What budgets of CURVE_BITS would be expected to lose; those that cannot be met are left out."""
+    """What budgets of CURVE_BITS would be expected to lose; those that cannot be met are left out.
+
+    Of weights and activations, or of weights alone where no activations were measured.
+    """
     found: list[CurvePoint] = []
     for bits in CURVE_BITS:
+        budget = MeanBits(bits, bits if measured.of_activations else None)
         try:
-            chosen = bits_within(graph, measured, MeanBits(bits, bits), importance, seed=seed, time_limit_s=_CURVE_S)
+            chosen = bits_within(graph, measured, budget, importance, seed=seed, time_limit_s=_CURVE_S)
         except InputError:
             continue
         found.append(CurvePoint.of(chosen))

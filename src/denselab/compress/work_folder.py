@@ -60,14 +60,15 @@ class WorkFolder:
         name: str,
         made_with: Mapping[str, Any],
         make: Callable[[], Held],
-        write: Callable[[Held, Path], object],
+        write: Callable[[Held, Path], object] | None,
         read: Callable[[Path], Held],
         may_be_edited: bool = False,
     ) -> Held:
         """What a file holds: read where it was made with the same, else made, written and noted.
 
-        made_with: plain data; hashes of the files that it is made of among them. Raises InputError for an edited file
-        that would have to be made again, and for a full disk; and what the three functions raise.
+        made_with: plain data; hashes of the files that it is made of among them; None counts as absent. write: None
+        where `make` writes it. Raises InputError for an edited file that would have to be made again, and for a full
+        disk; and what the three functions raise.
         """
         path = self.folder / name
         asked = json.loads(json.dumps(made_with))
@@ -85,9 +86,10 @@ class WorkFolder:
                 self._say(f"{path}: {'edited by hand, used as it is' if edited else 'kept'}")
                 return held
             self._say(f"{path}: made again, for {_listed(changed) if changed else 'the file'} changed")
-        held = make()
         try:
-            write(held, path)
+            held = make()
+            if write is not None:
+                write(held, path)
             self._noted[name] = {"made_with": asked, "sha256": file_sha256(path)}
             write_json(
                 self.folder / STAGES,

@@ -1,22 +1,14 @@
 """denselab.from_hf: a pretrained model of the Hugging Face hub, or of a folder, as one of ours."""
 
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from denselab import _vision as _vision  # before transformers, which imports torchvision
 
 # isort: split
-import huggingface_hub
-import torch
-import yaml
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
     DepthAnythingForDepthEstimation,
     DPTForDepthEstimation,
     DPTForSemanticSegmentation,
@@ -25,7 +17,6 @@ from transformers import (
     PreTrainedModel,
     SegformerForSemanticSegmentation,
 )
-from transformers.utils.hub import cached_file
 
 from denselab.classes import Classes
 from denselab.errors import InputError
@@ -33,7 +24,8 @@ from denselab.hub.coco_names import COCO_NAMES, COCO_THINGS
 from denselab.hub.dpt import LEAST_INVERSE_DEPTH, depth_anything, dpt
 from denselab.hub.eomt import eomt, masked_blocks
 from denselab.hub.mask2former import mask2former
-from denselab.hub.parts import HubModel, HubSettings, Rgb, thing_ids
+from denselab.hub.parts import HubModel, HubSettings, thing_ids
+from denselab.hub.saved import Saved, architecture_of, check_complete, class_names, pixel_statistics
 from denselab.hub.segformer import segformer
 from denselab.model import DensePredictor
 
@@ -48,8 +40,6 @@ _FAMILIES: dict[str, tuple[type[PreTrainedModel], Callable[[Any, HubSettings], D
         (EomtForUniversalSegmentation, eomt),
     )
 }
-_REFUSALS = (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError)
-"""All ways in which transformers says that it cannot load something."""
 
 
 def from_hf(
@@ -75,26 +65,17 @@ def from_hf(
     Raises InputError: no such folder or model, not reachable or not permitted, another architecture, weights that are
     missing or no safetensors, no file on normalisation, options that do not fit.
     """
-    name = _checked(source)
-    options = {"revision": revision, "token": token}
-    config = _loaded(name, "a configuration of transformers (config.json)", AutoConfig.from_pretrained, options)
-    architecture = next(iter(config.architectures or ()), "none")
+    saved = Saved(source, revision, token)
+    config = saved.config()
+    architecture = architecture_of(config)
     if architecture not in _FAMILIES:
         raise InputError(
-            f"{name}: wanted one of {', '.join(_FAMILIES)}, got the architecture {architecture} "
+            f"{saved.name}: wanted one of {', '.join(_FAMILIES)}, got the architecture {architecture} "
             f"(model_type {config.model_type}); choose another model"
         )
     net_class, family = _FAMILIES[architecture]
-    processor = _loaded(
-        name,
-        "the image processor (preprocessor_config.json), which says how pixels are normalised; "
-        "save it there with save_pretrained",
-        AutoImageProcessor.from_pretrained,
-        options,
-    )
-    wanted = "weights that fit the configuration in safetensors (model.safetensors); save it so with save_pretrained"
-    choices = {"use_safetensors": True, "attn_implementation": "eager", "dtype": torch.float32}
-    net, report = _loaded(name, wanted, net_class.from_pretrained, options | choices | {"output_loading_info": True})
+    processor = saved.processor()
+    net, missing = saved.network(net_class)
     relative = _is_relative(net, metric_depth)
     settings = HubSettings(
         *pixel_statistics(processor),
@@ -102,7 +83,7 @@ def from_hf(
         masked_blocks(net) if isinstance(net, EomtForUniversalSegmentation) else (),
     )
     model = family(net, settings)
-    _check_complete(name, net, model, report["missing_keys"])
+    check_complete(saved.name, net, _lacking(net, model, missing))
     tasks, classes, notes = _meaning(net, task, things)
     if relative:
         notes.append(
@@ -116,62 +97,22 @@ def from_hf(
     fixed = isinstance(net, Mask2FormerForUniversalSegmentation) or getattr(config, "is_hybrid", False)
     return HubModel(
         model.eval(),
-        name,
+        saved.name,
         tasks,
         classes,
         relative,
         train_hw,
         train_hw if fixed else None,
-        _licence(name, options),
+        saved.licence(),
         " ".join(notes),
     )
 
 
-def pixel_statistics(processor: Any) -> tuple[Rgb, Rgb]:
-    """Mean and standard deviation, for pixels in [0, 1], of what an image processor does to bytes."""
-    scale = 255 * (processor.rescale_factor if processor.do_rescale else 1)
-    mean = processor.image_mean if processor.do_normalize else 0.0
-    std = processor.image_std if processor.do_normalize else 1.0
-    return _rgb(mean, scale), _rgb(std, scale)
-
-
-def _rgb(values: float | Sequence[float], scale: float) -> Rgb:
-    red, green, blue = [values] * 3 if isinstance(values, float | int) else values
-    return red / scale, green / scale, blue / scale
-
-
-def _checked(source: str | Path) -> str:
-    """The name of a folder that exists or of a model on the hub."""
-    if Path(source).is_dir():
-        return str(source)
-    if isinstance(source, Path) or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source):
-        raise InputError(f"{source}: wanted a folder, or the name of a model on the hub (org/name), got no such folder")
-    return source
-
-
-def _loaded(name: str, wanted: str, load: Callable[..., Any], options: Mapping[str, Any]) -> Any:
-    try:
-        return load(name, **options)
-    except _REFUSALS as error:
-        mend = (
-            "check the folder"
-            if Path(name).is_dir()
-            else "no folder has that name either: check it and the connection, and log in (hf auth login, or token=) "
-            "if the model is gated"
-        )
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise InputError(f"{name}: wanted {wanted}; got: {reason} ({mend})") from error
-
-
-def _check_complete(name: str, net: PreTrainedModel, model: DensePredictor, missing: Sequence[str]) -> None:
+def _lacking(net: PreTrainedModel, model: DensePredictor, missing: Sequence[str]) -> list[str]:
+    """Of the missing tensors those that our model uses."""
     used = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
     owned = {**dict(net.named_parameters()), **dict(net.named_buffers())}
-    lacking = sorted(key for key in missing if key in owned and id(owned[key]) in used)
-    if lacking:
-        raise InputError(
-            f"{name}: wanted all weights of {type(net).__name__}, got none for {', '.join(lacking[:3])}"
-            f"{' and others' if lacking[3:] else ''}; choose a model that was trained for this"
-        )
+    return sorted(key for key in missing if key in owned and id(owned[key]) in used)
 
 
 def _is_relative(net: PreTrainedModel, metric_depth: bool | None) -> bool:
@@ -241,13 +182,8 @@ def _meaning_of_masks(
 
 
 def _names(net: PreTrainedModel) -> tuple[str, ...]:
-    """Names of the classes by id; those that occur again carry their id."""
     labels: Any = net.config.id2label
-    names: list[str] = []
-    for class_id in range(len(labels)):
-        label = str(labels[class_id])
-        names.append(f"{label} ({class_id})" if label in names else label)
-    return tuple(names)
+    return class_names(labels)
 
 
 def _usual_hw(size: Any) -> tuple[int, int] | None:
@@ -258,14 +194,3 @@ def _usual_hw(size: Any) -> tuple[int, int] | None:
         return size["height"], size["width"]
     shortest, longest = size.get("shortest_edge"), size.get("longest_edge")
     return (shortest, min(longest or math.inf, round(shortest * 4 / 3))) if shortest else None
-
-
-def _licence(name: str, options: Mapping[str, Any]) -> str:
-    """What the front matter of the README says; a README out of reach, or one that does not parse, says nothing."""
-    lenient = ("missing_entries", "connection_errors", "gated_repo")
-    readme = cached_file(name, "README.md", **{f"_raise_exceptions_for_{what}": False for what in lenient}, **options)
-    try:
-        described = huggingface_hub.metadata_load(readme) if readme else None
-    except (ValueError, yaml.YAMLError):
-        described = None
-    return str((described or {}).get("license", "unknown"))

@@ -7,14 +7,14 @@ matter most make the program quadratic; it is solved exactly (`allocate`). Weigh
 their bits, which are chosen among those around the mean.
 
 Deviations: the change is measured against the float model, not at a baseline width, and per side of a group; the
-paper's code is not public. Bits at 2 that are to hold need training: `qat`.
+paper's code is not public. Bits at 2 that are to hold need training: `qat`, `--train-steps`.
 """
 
 import math
 from collections.abc import Iterable, Mapping
 
-from denselab.compress.allocate import MeanBits
 from denselab.compress.bit_losses import Importance
+from denselab.compress.budgets import MeanBits
 from denselab.compress.choose_bits import ChosenBits, bits_within
 from denselab.compress.graph import Graph
 from denselab.compress.measure_losses import IMAGES, measure
