@@ -20,7 +20,7 @@ from denselab.checkpoint import LoadedModel, ModelCard
 from denselab.compress import pipeline
 from denselab.compress.bit_losses import Importance, Measured
 from denselab.compress.budgets import Bops, Bytes, FloatShare, MeanBits, Milliseconds, limits_activations
-from denselab.compress.choose_bits import ChosenBits
+from denselab.compress.choose_bits import ChosenBits, bits_within
 from denselab.compress.graph import Axis, Graph, capture
 from denselab.compress.layer_table import Layer, layer_cells, site_errors, sites_in_float
 from denselab.compress.measure_losses import measure
@@ -159,10 +159,17 @@ def test_a_budget_of_bytes_is_one_of_the_whole_file(measured: Measured) -> None:
     assert sizes[1] <= needed
     share, _ = within(measured, FloatShare(0.5, 2 * (needed + 4096)), lambda size: size + 500)
     assert share.bits == less.bits
-    with pytest.raises(InputError, match=r"--budget 4200B: at most 4200 bytes cannot be met.*itself takes 9096"):
-        within(measured, Bytes(4200), lambda size: size + 5000)
-    with pytest.raises(InputError, match=r"--budget 300B: at most 300 bytes: "):
-        within(measured, Bytes(300), lambda size: size)
+    fewest = bits_within(small_graph()[1], measured, Bytes(10**9), candidates=[(2, 8)])
+    least = fewest.allocation.totals.weight_bytes
+    for budget_bytes, graph_bytes in ((4200, 5000), (300, 0)):
+        nearest = least + graph_bytes + 4096
+        said = (
+            rf"--budget {budget_bytes}B: at most {budget_bytes} bytes cannot be met; the nearest that can is {nearest}B"
+        )
+        with pytest.raises(InputError, match=said):
+            within(measured, Bytes(budget_bytes), lambda size: size + graph_bytes)  # noqa: B023
+        met, _ = within(measured, Bytes(nearest), lambda size: size + graph_bytes)  # noqa: B023
+        assert met.allocation.totals.weight_bytes == least
 
 
 def test_milliseconds_are_met_at_8_bits_or_not(measured: Measured) -> None:

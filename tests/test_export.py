@@ -254,6 +254,14 @@ def test_a_model_that_cannot_be_traced_is_an_error_of_one_line() -> None:
         to_onnx(ArtifactGraph(model, TASKS))
 
 
+def test_agreement_of_depth_without_a_unit_is_that_of_its_inverse() -> None:
+    # Inverses 0.001, 0.5 and 1: 1 % of their span is 0.00999.
+    ours, theirs = np.array([1000.0, 2, 1]), np.array([100.0, 1 / 0.52, 1 / 1.005])
+    answers = {"depth_m": ours}, {"depth_m": theirs}
+    assert agreement("depth", *answers) == pytest.approx(1 / 3)
+    assert agreement("depth", *answers, depth_unit=DepthUnit.RELATIVE) == pytest.approx(2 / 3)
+
+
 def test_agreement_by_hand() -> None:
     ours, theirs = np.array([[0, 1], [2, 2]]), np.array([[0, 1], [2, 0]])
     for task, name in (("semantic", "class_ids"), ("panoptic", "panoptic_ids")):

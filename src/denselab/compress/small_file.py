@@ -302,7 +302,8 @@ def same_answers(subject: Subject, full: Session, small: Sequence[Answers], imag
         case Classifier():
             return fmean(float(wanted[LOGITS].argmax() == got[LOGITS].argmax()) for wanted, got in both)
         case Dense(loaded):
-            return min(fmean(agreement(task, *each) for each in both) for task in loaded.card.tasks)
+            unit = loaded.depth_unit
+            return min(fmean(agreement(task, *each, depth_unit=unit) for each in both) for task in loaded.card.tasks)
         case _:
             assert_never(subject.kind)
 

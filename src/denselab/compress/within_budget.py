@@ -22,6 +22,7 @@ CURVE_BITS = (2.5, 3, 3.5, 4, 5, 6, 7, 8)
 METADATA_BYTES = 4096
 """Left for what an artifact says about itself."""
 
+_ANY = 10**15
 _DRAFTS = 4
 _MISSED = 1.03
 _CURVE_S = 5.0
@@ -89,7 +90,9 @@ def bits_for(
         case Milliseconds():
             return solved(MeanBits(8))
         case Bytes() | FloatShare():
-            return _within_bytes(budget, solved, draft_bytes)
+            fewest = [(min(pair[0] for pair in CANDIDATES), 8)]
+            smallest = bits_within(graph, measured, Bytes(_ANY), importance, fewest, seed=seed)
+            return _within_bytes(budget, solved, smallest, draft_bytes)
         case _:
             return solved(budget)
 
@@ -152,24 +155,26 @@ def plan_point(graph: Graph, measured: Measured, importance: Importance, plan: Q
 
 
 def _within_bytes(
-    budget: Bytes | FloatShare, solved: Callable[[Budget], ChosenBits], draft_bytes: Callable[[ChosenBits], int]
+    budget: Bytes | FloatShare,
+    solved: Callable[[Budget], ChosenBits],
+    smallest: ChosenBits,
+    draft_bytes: Callable[[ChosenBits], int],
 ) -> ChosenBits:
     most, graph_bytes = _most_bytes(budget), 0
     for _ in range(_DRAFTS):
-        if most <= graph_bytes:
+        if most - graph_bytes < smallest.allocation.totals.weight_bytes:
             break
-        try:
-            chosen = solved(Bytes(most - graph_bytes))
-        except InputError as error:
-            beside = f" beside {graph_bytes} bytes of the graph itself" if graph_bytes else ""
-            raise InputError(f"--budget {budget_text(budget)}: at most {most} bytes{beside}: {error}") from error
+        chosen = solved(Bytes(most - graph_bytes))
         size = draft_bytes(chosen) + METADATA_BYTES
         if size <= most:
             return chosen
         graph_bytes = max(size - chosen.allocation.totals.weight_bytes, graph_bytes + 1)
+    least = draft_bytes(smallest) + METADATA_BYTES
+    if least <= most:
+        return smallest
     raise InputError(
-        f"--budget {budget_text(budget)}: at most {most} bytes cannot be met, for the graph itself takes "
-        f"{graph_bytes}; give more"
+        f"--budget {budget_text(budget)}: at most {most} bytes cannot be met; the nearest that can is {least}B, of "
+        "which the fewest bits everywhere are a part, and the graph and what stays float the rest"
     )
 
 

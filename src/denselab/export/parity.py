@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from denselab.classes import Classes
 from denselab.data.truth import Truth
+from denselab.depth_unit import DepthUnit
 from denselab.errors import InputError
 from denselab.export.examples import Examples
 from denselab.export.precision import Precision
@@ -121,7 +122,13 @@ def open_engines(path: Path, threads: int) -> dict[str, Session]:
     }
 
 
-def measure(path: Path, reference: TorchSession, examples: Examples, classes: Classes | None) -> Measured:
+def measure(
+    path: Path,
+    reference: TorchSession,
+    examples: Examples,
+    classes: Classes | None,
+    depth_unit: DepthUnit = DepthUnit.METRES,
+) -> Measured:
     """Run torch and every engine on the examples, and time them in turn on the first."""
     threads = torch.get_num_threads()
     engines: dict[str, Session] = {"torch": reference, **open_engines(path, threads)}
@@ -132,7 +139,8 @@ def measure(path: Path, reference: TorchSession, examples: Examples, classes: Cl
         answers = {name: engine.run(image) for name, engine in engines.items()}
         for name, found in shares.items():
             close = _CLOSE if name != "openvino" else _CLOSE_IN_BF16
-            found.append({task: agreement(task, answers["torch"], answers[name], close) for task in tasks})
+            both = answers["torch"], answers[name]
+            found.append({task: agreement(task, *both, close, depth_unit) for task in tasks})
         if examples.truths:
             for name, counted in scores.items():
                 _count(counted, answers[name], examples.truths[index], classes)
@@ -185,7 +193,9 @@ def check(measured: Measured, limits: Limits, mend: str = MEND) -> None:
 
 @dataclass(frozen=True)
 class Closeness:
-    """When two answers are the same. depth: relative difference; normals_deg: angle."""
+    """When two answers are the same. depth: relative difference, of depth without a unit the share of the span of its
+    inverse; normals_deg: angle.
+    """
 
     depth: float
     normals_deg: float
@@ -194,7 +204,13 @@ class Closeness:
 _CLOSE, _CLOSE_IN_BF16 = Closeness(0.01, 1.0), Closeness(0.05, 5.0)
 
 
-def agreement(task: str, wanted: Answers, got: Answers, close: Closeness = _CLOSE) -> float:
+def agreement(
+    task: str,
+    wanted: Answers,
+    got: Answers,
+    close: Closeness = _CLOSE,
+    depth_unit: DepthUnit = DepthUnit.METRES,
+) -> float:
     """How far two answers to one photo are the same, 0..1. Raises InputError where sizes differ.
 
     Share of pixels with the same class (semantic), the same segment (panoptic), a like depth or normal; of the
@@ -206,6 +222,10 @@ def agreement(task: str, wanted: Answers, got: Answers, close: Closeness = _CLOS
     if ours.shape != theirs.shape:
         raise InputError(f"the artifact answers in the shape {theirs.shape}, wanted {ours.shape}")
     match task:
+        case "depth" if depth_unit is DepthUnit.RELATIVE:
+            # Its inverse is what the network says, up to scale and shift: far away depth itself is anything.
+            inverse, other = 1 / ours, 1 / theirs
+            return float((np.abs(other - inverse) <= close.depth * np.ptp(inverse)).mean())
         case "depth":
             return float((np.abs(theirs - ours) <= close.depth * np.abs(ours)).mean())
         case "normals":
