@@ -230,6 +230,31 @@ def test_a_stack_of_matrices() -> None:
         np.testing.assert_allclose(got, wanted, atol=1e-4, err_msg=engine)
 
 
+class NormedProduct(nn.Module):
+    """Masks that gather features, and a norm of the channels, which are rows: what updates the queries of kMaX."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.masks = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 6, 1)
+        self.norm, self.update = nn.BatchNorm1d(8), nn.Conv1d(8, 4, 1)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        masks = self.masks(pixels).flatten(2).softmax(1)
+        return self.update(self.norm(self.features(pixels).flatten(2) @ masks.transpose(1, 2)).relu())
+
+
+def test_a_norm_of_the_rows_of_a_product() -> None:
+    torch.manual_seed(0)
+    model = NormedProduct()
+    nn.init.uniform_(model.norm.running_var, 0.5, 2)
+    quantized = quantize(captured(model, side_px=6), images(16, side_px=6), 8, 8)
+    assert simulated_sites(quantized) == ("update/conv/input",)
+    pixels = images(2, seed=1, side_px=6)
+    wanted = quantized.run(pixels).detach().numpy()
+    for engine, (got,) in run_everywhere(quantized_to_onnx(quantized), {"pixels": pixels.numpy()}).items():
+        np.testing.assert_allclose(got, wanted, atol=0.02 * np.abs(wanted).max(), err_msg=engine)
+
+
 def test_doubles_are_refused() -> None:
     graph = small_graph(torch.float64)[1]
     empty = QuantizedGraph(graph, QuantPlan(graph.model, "none", frozenset(), {}), {})

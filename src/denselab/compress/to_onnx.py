@@ -7,6 +7,7 @@ no engine has kernels: there the same numbers are computed in float, and weights
 
 import hashlib
 import itertools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -44,6 +45,8 @@ aten = torch.ops.aten
 
 _CONVOLUTIONS = {aten.conv1d, aten.conv2d, aten.conv3d}
 _RELUS = {aten.relu, aten.relu6, aten.hardtanh}
+_BATCH_NORM = aten._native_batch_norm_legit_no_training
+_FUSED = {*_RELUS, aten.gelu, aten.silu, aten.hardswish}
 _HIGHEST = 255
 _MATRIX = 2
 
@@ -121,10 +124,12 @@ def compression_of(quantized: QuantizedGraph, plan_json: bytes) -> Compression:
 
 
 def simulated_sites(quantized: QuantizedGraph) -> tuple[str, ...]:
-    """Keys of the activations whose quantizers no engine has kernels for: they are computed in float."""
-    sites = quantized.graph.found.by_key
+    """Keys of the activations that no engine has kernels for as they are quantized: they are computed in float."""
+    sites, float_only = quantized.graph.found.by_key, _behind_normed_products(quantized.graph)
     return tuple(
-        key for key, each in quantized.quantizers.items() if not sites[key].is_weight and activation_grid(each) is None
+        key
+        for key, each in quantized.quantizers.items()
+        if not sites[key].is_weight and (key in float_only or activation_grid(each) is None)
     )
 
 
@@ -300,14 +305,38 @@ def _sites(quantized: QuantizedGraph) -> dict[str, Site]:
     """What is stored or computed as codes, by key."""
     by_key, places = quantized.graph.found.by_key, quantized.graph.found.places
     found: dict[str, Site] = {}
+    float_only = _behind_normed_products(quantized.graph)
     for key, quantizer in quantized.quantizers.items():
-        if not by_key[key].is_weight and (grid := activation_grid(quantizer)) is not None:
+        fits = not by_key[key].is_weight and key not in float_only
+        if fits and (grid := activation_grid(quantizer)) is not None:
             found[key] = grid
     for key, codes in quantized.weight_codes().items():
         grouped = any(packet(place.node) in _CONVOLUTIONS and argument(place.node, 6, 1) != 1 for place in places[key])
         integer = _in_integers(quantized.graph, key, found)
         found[key] = _stored(by_key[key], quantized.quantizers[key], codes, integer, grouped)
     return found
+
+
+def _behind_normed_products(graph: Graph) -> frozenset[str]:
+    """Activations that are read behind a batch norm of a product of two activations.
+
+    OpenVINO (2026.4) fuses norm and codes into such a product, along its columns, and then cannot compile it.
+    """
+    sites, places = graph.found.by_key, graph.found.places
+    products = {
+        place.node
+        for product in graph.found.products
+        if not sites[product.left].is_weight and not sites[product.right].is_weight
+        for place in places[product.left]
+    }
+
+    def normed(place: Place) -> bool:
+        node = place.node.args[place.argument]
+        while isinstance(node, fx.Node) and (node.target is operator.getitem or packet(node) in _FUSED):
+            node = node.args[0]
+        return isinstance(node, fx.Node) and packet(node) is _BATCH_NORM and node.args[0] in products
+
+    return frozenset(key for key, read in places.items() if not sites[key].is_weight and any(map(normed, read)))
 
 
 def _in_integers(graph: Graph, weight: str, found: dict[str, Site]) -> bool:
