@@ -60,7 +60,7 @@ def error(graph: Graph, quantized: QuantizedGraph, pixels: Tensor) -> float:
 
 
 def test_digits_at_few_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auto, "RECIPE", replace(auto.RECIPE, steps=20))
+    monkeypatch.setattr(auto, "RECIPE", replace(auto.RECIPE, steps=40))
     digits = reader()
     graph = digits.graph
     answers = {each.name: quantize(graph, each, digits.seen, 2, 3) for each in (MIN_MAX, REPQ_VIT, *METHODS)}

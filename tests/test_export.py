@@ -106,7 +106,7 @@ def test_relative_depth_is_compared_but_not_scored(
     photos = replace(PHOTOS, truths=tuple(Truth(depth_m=np.ones((97, 129), np.float32)) for _ in PHOTOS.images))
     seen: list[object] = []
 
-    def stop_measuring(draft: Path, reference: TorchSession, examples: Examples, classes: object) -> Measured:
+    def stop_measuring(draft: Path, reference: TorchSession, examples: Examples, *_: object) -> Measured:
         seen.append(examples.truths)
         raise InputError("seen")
 

@@ -16,21 +16,19 @@ learn from.
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from denselab.compress.fold_layer_norms import fold_layer_norms, foldable_norms
 from denselab.compress.graph import Graph
 from denselab.compress.methods import min_max
-from denselab.compress.methods.method import Calibration, Method, Seen, fitted, unfit
+from denselab.compress.methods.method import Calibration, Method, Seen, closest, fitted, unfit
 from denselab.compress.methods.repq_vit import norm_fold
 from denselab.compress.observing import Stats, observe
 from denselab.compress.plan import Grid, QuantPlan, QuantSpec
 from denselab.compress.quantizers import Quantizer
 from denselab.compress.ranges import SHRINKAGES, affine, grid, least_error, percentile_ranges, symmetric, ternary
 from denselab.compress.reconstruct import AdaRound, Loss, Recipe, reconstruct, split_images
-from denselab.compress.relevance.sensitivity import Change
 from denselab.compress.simulate import QuantizedGraph
 from denselab.compress.sites import QuantSite
 
@@ -74,11 +72,11 @@ def quantize(graph: Graph, stats: Stats, plan: QuantPlan, calibration: Calibrati
         folded = fold_layer_norms(graph, folds)
         seen = observe(folded, batches, fewest_images=1, seed=calibration.seed)
         starts.append(QuantizedGraph(folded, plan, fitted(folded, seen, plan, fit)))
-    start = _best(starts, held, calibration.change)
+    start = closest(graph, starts, held, calibration.change)
     if all(spec.bits >= RECIPE.below_bits for spec in plan.specs.values()):
         return start
     done = reconstruct(start, replace(calibration, batches=_with_mirrored(learned_from)), RECIPE, held)
-    return _best([start, done], held, calibration.change)
+    return closest(graph, [start, done], held, calibration.change)
 
 
 def fit(site: QuantSite, spec: QuantSpec, seen: Seen) -> Quantizer:
@@ -100,21 +98,6 @@ def fit(site: QuantSite, spec: QuantSpec, seen: Seen) -> Quantizer:
 def _with_mirrored(batches: Sequence[Float[Tensor, "B 3 H W"]]) -> list[Float[Tensor, "B 3 H W"]]:
     """Every image twice, the second time mirrored: rounding learns from few images, and fits what it does not see."""
     return [*batches, *(each.flip(-1) for each in batches)]
-
-
-def _best(
-    candidates: Sequence[QuantizedGraph], images: Sequence[Float[Tensor, "B 3 H W"]], change: Change
-) -> QuantizedGraph:
-    """The one that changes the answer least; the first of equals."""
-    if len(candidates) == 1:
-        return candidates[0]
-    with torch.no_grad():
-        wanted = [candidates[0].graph.run(each) for each in images]
-        changes = [
-            torch.cat([change(each.run(pixels), answer) for pixels, answer in zip(images, wanted, strict=True)]).mean()
-            for each in candidates
-        ]
-    return candidates[int(torch.stack(changes).nan_to_num(nan=torch.inf).argmin())]
 
 
 AUTO = Method("auto", spec, quantize)

@@ -1,8 +1,9 @@
 """What a method is: how it treats each kind of site, and how it fits a plan to a network."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -85,6 +86,22 @@ def fitted(graph: Graph, stats: Stats, plan: QuantPlan, fit: Fit) -> dict[str, Q
         except InputError as error:
             raise InputError(f"{key}: {error}") from error
     return found
+
+
+def closest(
+    graph: Graph, candidates: Sequence[QuantizedGraph], images: Batches, change: Change = squared_change
+) -> QuantizedGraph:
+    """The one whose answers to images are nearest those of a float graph; the first of equals."""
+    if len(candidates) == 1:
+        return candidates[0]
+    changes: list[list[Tensor]] = [[] for _ in candidates]
+    with torch.no_grad():
+        for pixels in images:
+            wanted = graph.run(pixels)
+            for found, each in zip(changes, candidates, strict=True):
+                found.append(change(each.run(pixels), wanted))
+    means = torch.stack([torch.cat(found).mean() for found in changes])
+    return candidates[int(means.nan_to_num(nan=torch.inf).argmin())]
 
 
 def unfit(method: str, spec: QuantSpec) -> InputError:
