@@ -255,6 +255,28 @@ def test_a_norm_of_the_rows_of_a_product() -> None:
         np.testing.assert_allclose(got, wanted, atol=0.02 * np.abs(wanted).max(), err_msg=engine)
 
 
+class Residual(nn.Module):
+    """A sum that is read in float and as codes, of a convolution without a bias: the fusion of DPT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project, self.unit = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Conv2d(8, 4, 1)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        projected = self.project(pixels)
+        return self.head(projected + self.unit(projected.relu()))
+
+
+def test_sums_without_a_bias_are_read_in_float_and_as_codes() -> None:
+    torch.manual_seed(0)
+    quantized = quantize(captured(Residual(), side_px=8), images(16, side_px=8), 8, 8)
+    pixels = images(2, seed=1, side_px=8)
+    wanted = quantized.run(pixels).detach().numpy()
+    for engine, (got,) in run_everywhere(quantized_to_onnx(quantized), {"pixels": pixels.numpy()}).items():
+        np.testing.assert_allclose(got, wanted, atol=0.02 * np.abs(wanted).max(), err_msg=engine)
+
+
 def test_doubles_are_refused() -> None:
     graph = small_graph(torch.float64)[1]
     empty = QuantizedGraph(graph, QuantPlan(graph.model, "none", frozenset(), {}), {})

@@ -305,6 +305,10 @@ class _Lowering:
         rest = None
         if np.abs(steps).max() > _INT32_HIGHEST:
             steps, rest = np.zeros(channels), bias
+        elif not steps.any():
+            # OpenVINO (2026.4) drops a bias of zeros, and then gives wrong numbers to what reads the sums in float
+            # where others read codes of them. One step, some 1e-5 of what is summed, keeps it.
+            steps[0] = 1
         return self._dequantized(self.constant(steps.astype(np.int32)), scale, np.int32, 0), rest
 
 

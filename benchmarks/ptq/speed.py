@@ -1,0 +1,65 @@
+"""Milliseconds of files that files.py has made, anew: small and float files and eager torch in turns, one photo each.
+
+python benchmarks/ptq/speed.py CASE ... [--work runs/proofs] [--threads 2] [--rounds 5]
+
+Give it a machine that does nothing else. Writes benchmarks/results/ptq/speed_CASE.json: medians over rounds.
+"""
+
+import argparse
+from pathlib import Path
+from statistics import median
+
+import torch
+from files import CASES, CIFAR, RESULTS
+from testbeds import TESTBEDS
+
+from denselab.compress.receipt import TORCH, both_times_ms
+from denselab.compress.small_file import float_session, open_data, photos_to_compare
+from denselab.compress.subject import Dense
+from denselab.export.parity import open_engines
+from denselab.files import write_json
+
+
+def run(case: str, work: Path, threads: int, rounds: int) -> None:
+    source, options = CASES[case]
+    testbed = next(each for each in TESTBEDS.values() if each.source == source.removeprefix("timm:"))
+    subject = testbed.subject(work)
+    dense = isinstance(subject.kind, Dense)
+    network_hw = subject.kind.loaded.network_hw if isinstance(subject.kind, Dense) else None
+    data = open_data(subject, Path(options[options.index("--data") + 1]) if dense else CIFAR)
+    photo = photos_to_compare(subject, data, ()).images[0]
+    files = work / "files"
+    small = open_engines(files / f"{case}.onnx", threads)
+    full = open_engines(files / f"{case}.work" / "float.onnx", threads)
+    eager = float_session(subject, network_hw)
+    found = [both_times_ms(small, full, eager, photo) for _ in range(rounds)]
+    small_ms, float_ms = (
+        {name: round(median(each[side][name] for each in found), 3) for name in found[0][side]} for side in (0, 1)
+    )
+    best = min(small_ms, key=small_ms.__getitem__)
+    record = {
+        "command": f"python benchmarks/ptq/speed.py {case} --threads {threads}",
+        "photo_hw": list(photo.shape[:2]),
+        "threads": threads,
+        "small_ms": small_ms,
+        "float_ms": float_ms,
+        "times_as_fast_as_eager": round(float_ms[TORCH] / small_ms[best], 2),
+    }
+    write_json(RESULTS / f"speed_{case}.json", record)
+    print(case, record, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("case", nargs="+", choices=CASES)
+    parser.add_argument("--work", type=Path, default=Path("runs/proofs"))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    for case in args.case:
+        run(case, args.work, args.threads, args.rounds)
+
+
+if __name__ == "__main__":
+    main()
