@@ -2,10 +2,12 @@
 
 import itertools
 import json
+import operator
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -167,8 +169,8 @@ def test_a_budget_of_bytes_is_one_of_the_whole_file(measured: Measured) -> None:
             rf"--budget {budget_bytes}B: at most {budget_bytes} bytes cannot be met; the nearest that can is {nearest}B"
         )
         with pytest.raises(InputError, match=said):
-            within(measured, Bytes(budget_bytes), lambda size: size + graph_bytes)  # noqa: B023
-        met, _ = within(measured, Bytes(nearest), lambda size: size + graph_bytes)  # noqa: B023
+            within(measured, Bytes(budget_bytes), partial(operator.add, graph_bytes))
+        met, _ = within(measured, Bytes(nearest), partial(operator.add, graph_bytes))
         assert met.allocation.totals.weight_bytes == least
 
 

@@ -36,7 +36,7 @@ from denselab.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-STRAIGHT = Recipe(Loss.OUTPUT, StraightThrough(0.02), 30, scale_rate=0.01, other_rate=0.003)
+STRAIGHT = Recipe(Loss.OUTPUT, StraightThrough(0.02), 30, scale_rate=0.01)
 ROUNDED = Recipe(Loss.OUTPUT, AdaRound(0.1), 60, scale_rate=0.01)
 
 
@@ -184,7 +184,7 @@ def test_blocks_learn(model: Branched, graph: Graph, recipe: Recipe, loss: Loss)
 
 
 def test_the_same_seed_learns_the_same(graph: Graph) -> None:
-    recipe = replace(STRAIGHT, loss=Loss.HESSIAN, drop=0.5, steps=3)
+    recipe = replace(STRAIGHT, loss=Loss.HESSIAN, drop=0.5)
     start = start_of(graph)
     one, same, other = (reconstruct(start, Calibration([images(32)], seed=seed), recipe) for seed in (0, 0, 1))
     pixels = images(4, seed=1)

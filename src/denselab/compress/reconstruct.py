@@ -87,18 +87,16 @@ class AdaRound:
 class Recipe:
     """How blocks are optimised, each with Adam; rates fall as a cosine, but for that of AdaRound.
 
-    steps: per block. scale_rate: relative, of the scales. other_rate: of biases and norms, relative to their root mean
-    square; 0 leaves them. drop: share of activations that stay float while learning. images_per_step, pixels_per_step:
-    at most; a large image teaches as much as many small ones. memory_bytes: for what is kept of all images, and for one
-    step; fewer images are used where they do not fit. below_bits: a block with as many bits at every site is left as it
-    is.
+    steps: per block. scale_rate: relative, of the scales. drop: share of activations that stay float while learning.
+    images_per_step, pixels_per_step: at most; a large image teaches as much as many small ones. memory_bytes: for what
+    is kept of all images, and for one step; fewer images are used where they do not fit. below_bits: a block with as
+    many bits at every site is left as it is.
     """
 
     loss: Loss
     rounding: StraightThrough | AdaRound
     steps: int
     scale_rate: float
-    other_rate: float = 0.0
     drop: float = 0.0
     images_per_step: int = 16
     pixels_per_step: int = 2**19
@@ -279,8 +277,6 @@ class _Learning:
                 }
             case _:
                 assert_never(recipe.rounding)
-        if recipe.other_rate:
-            rates |= {name: recipe.other_rate * _size(stored[name]) for name in stored if name not in site_of}
         self.name_of = {key: name for name, key in site_of.items()}
         graph = with_parameters(block.graph, {name: stored[name].detach().clone() for name in rates}, trainable=True)
         self.block = replace(block, graph=graph)

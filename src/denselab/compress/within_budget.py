@@ -173,8 +173,8 @@ def _within_bytes(
     if least <= most:
         return smallest
     raise InputError(
-        f"--budget {budget_text(budget)}: at most {most} bytes cannot be met; the nearest that can is {least}B, of "
-        "which the fewest bits everywhere are a part, and the graph and what stays float the rest"
+        f"--budget {budget_text(budget)}: at most {most} bytes cannot be met; the nearest that can is {least}B, "
+        "with the fewest bits everywhere"
     )
 
 

@@ -88,9 +88,7 @@ def fitted(graph: Graph, stats: Stats, plan: QuantPlan, fit: Fit) -> dict[str, Q
     return found
 
 
-def closest(
-    graph: Graph, candidates: Sequence[QuantizedGraph], images: Batches, change: Change = squared_change
-) -> QuantizedGraph:
+def closest(graph: Graph, candidates: Sequence[QuantizedGraph], images: Batches, change: Change) -> QuantizedGraph:
     """The one whose answers to images are nearest those of a float graph; the first of equals."""
     if len(candidates) == 1:
         return candidates[0]
