@@ -17,6 +17,7 @@ from denselab.compress.plan import QuantPlan
 from denselab.compress.qat import Training, distilled, read_trained, write_trained
 from denselab.compress.receipt import Receipt, Score, both_times_ms
 from denselab.compress.relevance.scores import SavedRelevance
+from denselab.compress.round_sums import round_sums
 from denselab.compress.saved_file import reading
 from denselab.compress.simulate import QuantizedGraph
 from denselab.compress.small_file import (
@@ -71,7 +72,7 @@ def small_network(job: Job, network: Network) -> Compared | None:
     """The small file, and what it was compared on, if that was now."""
 
     def make() -> Compared | None:
-        quantized = network()
+        quantized = round_sums(network(), job.batches)
         job.say("writing the small file")
         return write_small(
             job.subject,

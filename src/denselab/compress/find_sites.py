@@ -58,10 +58,11 @@ _LAYOUT = {
     *(aten.pixel_unshuffle, aten.unfold, aten.im2col, aten.alias, aten.detach, aten.dropout, aten._to_copy, aten.to),
     *(aten.embedding, aten.channel_shuffle, aten.adaptive_max_pool2d, aten.max_pool2d, aten.max_pool2d_with_indices),
 }
-# Weighted means, and zeros beside: they keep a sign and an upper bound.
+# Weighted means, zeros beside, and rounding: they keep a sign and an upper bound.
 _AVERAGES = {
     *(aten.avg_pool2d, aten.adaptive_avg_pool2d, aten.mean, aten.constant_pad_nd, aten.pad),
     *(aten.upsample_nearest2d, aten.upsample_bilinear2d, aten._upsample_bilinear2d_aa),
+    aten.fake_quantize_per_tensor_affine,
 }
 _JOINS = {aten.cat, aten.stack}
 _SCALES = {aten.mul, aten.div, aten.sub, aten.add}

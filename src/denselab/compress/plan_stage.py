@@ -10,6 +10,7 @@ from denselab.compress.methods.all import measuring
 from denselab.compress.methods.method import Method
 from denselab.compress.observing import Stats
 from denselab.compress.plan import QuantPlan
+from denselab.compress.round_sums import round_sums
 from denselab.compress.small_file import small_model
 from denselab.compress.stages import decides
 from denselab.compress.within_budget import bits_for, float_products
@@ -41,7 +42,8 @@ def chosen_plan(job: Job, stats: Stats, measured: Measured, budget: Budget) -> Q
         job.say("looking at the size of a draft")
         method = measuring(job.method)
         quantized = job.quantized(method, stats, _plan_of(job, method, chosen, left_float))
-        return small_model(job.subject, quantized, job.network_hw, job.traces).ByteSize()
+        rounded = round_sums(quantized, job.pixels(1))
+        return small_model(job.subject, rounded, job.network_hw, job.traces).ByteSize()
 
     def make() -> QuantPlan:
         chosen = bits_for(job.graph, measured, budget, importance, seed, draft_bytes)

@@ -88,9 +88,10 @@ class Recipe:
     """How blocks are optimised, each with Adam; rates fall as a cosine, but for that of AdaRound.
 
     steps: per block. scale_rate: relative, of the scales. drop: share of activations that stay float while learning.
-    images_per_step, pixels_per_step: at most; a large image teaches as much as many small ones. memory_bytes: for what
-    is kept of all images, and for one step; fewer images are used where they do not fit. below_bits: a block with as
-    many bits at every site is left as it is.
+    images_per_step, pixels_per_step: at most; a large image teaches as much as many small ones. curvature_pixels: no
+    batch beyond so many says how much the outputs of a block matter, which costs a run of all that follows it.
+    memory_bytes: for what is kept of all images, and for one step; fewer images are used where they do not fit.
+    below_bits: a block with as many bits at every site is left as it is.
     """
 
     loss: Loss
@@ -99,7 +100,8 @@ class Recipe:
     scale_rate: float
     drop: float = 0.0
     images_per_step: int = 16
-    pixels_per_step: int = 2**19
+    pixels_per_step: int = 2**18
+    curvature_pixels: int = 2**20
     memory_bytes: int = 2**30
     below_bits: int = 9
 
@@ -132,7 +134,7 @@ def reconstruct(
         ours = {key: quantizers[key] for key in block.graph.found.places if key in quantizers}
         now = _Fixed(block, ours)
         if any(ours[key].bits < recipe.below_bits for key in block.sites if key in ours):
-            task = _Task(seen, number, now, recipe.loss, calibration)
+            task = _Task(seen, number, now, recipe, calibration)
             generator = torch.Generator().manual_seed(calibration.seed + number)
             learned = _learned(_Learning(block, ours, recipe, shared, generator), task)
             loss = task.total(learned)
@@ -455,9 +457,11 @@ class _Calibrated:
 class _Task:
     """What is asked of a block. first: the terms of its loss before it learns; without those that are 0 then."""
 
-    def __init__(self, seen: _Calibrated, number: int, now: _Fixed, loss: Loss, calibration: Calibration) -> None:
+    def __init__(self, seen: _Calibrated, number: int, now: _Fixed, recipe: Recipe, calibration: Calibration) -> None:
         self.seen = seen
-        self.curvature = _curvature(seen, number, calibration.change) if loss is Loss.HESSIAN else {}
+        self.curvature = (
+            _curvature(seen, number, calibration.change, recipe.curvature_pixels) if recipe.loss is Loss.HESSIAN else {}
+        )
         self.first = dict[str, float]()
         self.first = {name: value for name, value in self._terms(now).items() if value > 0}
 
@@ -495,10 +499,12 @@ class _Task:
         return error.mean()
 
 
-def _curvature(seen: _Calibrated, number: int, change: Change) -> dict[str, Float[Tensor, "numbers"]]:
+def _curvature(seen: _Calibrated, number: int, change: Change, most_pixels: int) -> dict[str, Float[Tensor, "numbers"]]:
     """The average perturbation Hessian of every output of a block, with mean 1; without those that change nothing."""
     sums: dict[str, Tensor] = {}
-    for images in seen.learned_from:
+    images_at_once = seen.learned_from[0].count
+    batches = most_pixels // (images_at_once * math.prod(seen.exact.graph.example_shapes[0][-2:]))
+    for images in seen.learned_from[: max(batches, 1)]:
         found = perturbed_hessian(seen.exact, number, images.target, images.wanted, images.count, change)
         sums = {name: sums.get(name, 0) + curved for name, curved in found.items()}
     return {name: curved / curved.mean() for name, curved in sums.items() if curved.mean() > 0}

@@ -8,7 +8,7 @@ no engine has kernels: there the same numbers are computed in float, and weights
 import hashlib
 import itertools
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -20,7 +20,6 @@ from torch.utils import _pytree as pytree
 from denselab.compress.edit import GraphEdit, argument, float_dtype, packet
 from denselab.compress.graph import Graph
 from denselab.compress.quantizers import Quantizer, Ternary, Uniform, code_bits, parameter_shape, quantized
-from denselab.compress.relevance.scores import Batches
 from denselab.compress.simulate import QuantizedGraph
 from denselab.compress.sites import Op, Place, QuantSite
 from denselab.compress.traces import Traces
@@ -44,9 +43,8 @@ from denselab.types import HeadSpec
 aten = torch.ops.aten
 
 _CONVOLUTIONS = {aten.conv1d, aten.conv2d, aten.conv3d}
-_RELUS = {aten.relu, aten.relu6, aten.hardtanh}
 _BATCH_NORM = aten._native_batch_norm_legit_no_training
-_FUSED = {*_RELUS, aten.gelu, aten.silu, aten.hardswish}
+_FUSED = {aten.relu, aten.relu6, aten.hardtanh, aten.gelu, aten.silu, aten.hardswish}
 _HIGHEST = 255
 _MATRIX = 2
 
@@ -54,18 +52,15 @@ _MATRIX = 2
 def quantized_to_onnx(
     quantized: QuantizedGraph,
     outputs: Sequence[str] | None = None,
-    calibration: Batches = (),
     traces: Traces | None = None,
 ) -> ModelProto:
     """A captured model (a classifier) as ONNX: input `pixels` float32 [B, 3, H, W], outputs as the model's.
 
     Sizes are free as the capture left them (`Graph.free`). outputs: their names; default `output`, or `output_0`,
-    `output_1`, ... calibration: images as the graph takes them. With some, convolutions that are added to others keep
-    8 bits of their sums: ONNX Runtime then computes them in integers too, but the simulation knows nothing of it.
-    traces: where networks like this one were traced before.
+    `output_1`, ... traces: where networks like this one were traced before.
     Raises InputError for a network that is not float32, and for one that torch cannot trace.
     """
-    network, sites = _marked(quantized, calibration)
+    network, sites = _marked(quantized)
     example = tuple(torch.zeros(shape) for shape in quantized.graph.example_shapes)
     output: Any = quantized.graph.module.graph.output_node().args
     count = len(pytree.tree_leaves(output))
@@ -84,17 +79,16 @@ def compressed_artifact_model(
     tasks: tuple[Task, ...],
     quantized: QuantizedGraph,
     network_hw: tuple[int, int] | None = None,
-    calibration: Batches = (),
     traces: Traces | None = None,
 ) -> ModelProto:
     """A dense model whose network is the quantized graph, as the ONNX of an artifact: uint8 photo to answers.
 
     Give it to `export_artifact(with_network(model, quantized.as_module()), ..., ready=...)`, which compares it with the
-    simulation. network_hw: see ArtifactGraph; needed where the capture left height and width not free. calibration,
-    traces: see `quantized_to_onnx`.
+    simulation. network_hw: see ArtifactGraph; needed where the capture left height and width not free. traces: see
+    `quantized_to_onnx`.
     Raises InputError as `quantized_to_onnx` and `export.graph.to_onnx`.
     """
-    network, sites = _marked(quantized, calibration)
+    network, sites = _marked(quantized)
     whole = ArtifactGraph(with_network(model, network), tasks, network_hw)
     return lowered(_traced(traces, whole, network, lambda: to_onnx(whole, OPSET)), sites)
 
@@ -143,18 +137,19 @@ def activation_grid(quantizer: Quantizer) -> ActivationGrid | None:
     return ActivationGrid(float(quantizer.scale), zero, quantizer.levels - 1)
 
 
-def _marked(quantized: QuantizedGraph, calibration: Batches) -> tuple[fx.GraphModule, dict[str, Site]]:
+def _marked(quantized: QuantizedGraph) -> tuple[fx.GraphModule, dict[str, Site]]:
     """The network with marks at sites that are stored or run as codes, and simulated quantizers at the others."""
     graph = quantized.graph
     if float_dtype(graph) is not torch.float32:
         raise InputError(f"model: wanted a network captured in float32 to export, got {float_dtype(graph)}")
-    sites = _sites(quantized)
+    sites = stored_sites(quantized)
     edit = GraphEdit(graph)
     marking = _Marking(edit)
-    for node, grid in _output_grids(graph, sites, calibration).items():
-        key = f"output of {node.name}"
-        sites[key] = grid
-        marking.put_after(node, Mark(key))
+    for node in edit.graph.find_nodes(op="call_function", target=aten.fake_quantize_per_tensor_affine.default):
+        scale, zero, _, highest = cast("tuple[float, int, int, int]", node.args[1:])
+        key = f"output of {node.args[0]}"
+        sites[key] = ActivationGrid(scale, zero, highest)
+        marking.put_for(node, Mark(key))
     for key, quantizer in quantized.quantizers.items():
         layer = Mark(key) if key in sites else _Simulated(quantizer)
         marking.put(graph.found.places[key], layer)
@@ -173,88 +168,6 @@ def _traced(
     marks = [f"{name} {layer.key}" for name, layer in added.items() if isinstance(layer, Mark)]
     simulated = any(isinstance(layer, _Simulated) for layer in added.values())
     return traces.of(whole, None if simulated else "\n".join([network.code, *marks]), trace)
-
-
-def _output_grids(graph: Graph, sites: Mapping[str, Site], calibration: Batches) -> dict[fx.Node, ActivationGrid]:
-    """Grids for what integer convolutions make and operations in float read: of 8 bits, from the range that is seen.
-
-    Where a layer reads it too, the grid of that layer. Not for what leads to no other layer: scores stay exact.
-    """
-    read_as = {
-        (place.node, place.argument): site
-        for key, site in sites.items()
-        if isinstance(site, ActivationGrid)
-        for place in graph.found.places[key]
-    }
-    products = {place.node for places in graph.found.places.values() for place in places}
-    found: dict[fx.Node, ActivationGrid] = {}
-    seen: dict[fx.Node, tuple[float, float]] = {}
-    for product in graph.found.products:
-        weight = sites.get(product.right)
-        if (
-            not isinstance(weight, StoredWeight)
-            or not weight.integer
-            or graph.found.by_key[product.left].op is not Op.CONV
-        ):
-            continue
-        for place in graph.found.places[product.left]:
-            node = _with_activation(place.node)
-            readers = [read_as.get((user, argument)) for user in node.users for argument in _places_of(node, user)]
-            grids = [each for each in readers if each is not None]
-            if not calibration or len(grids) == len(readers) or not _leads_to(node, products):
-                continue
-            if grids and grids[0].highest == _HIGHEST:
-                found[node] = grids[0]
-            elif not grids:
-                seen[node] = (0.0, 0.0)
-    if seen:
-        run = _RangesRun(graph.module, seen)
-        with torch.no_grad():
-            for batch in calibration:
-                run.run(batch)
-    for node, (low, high) in seen.items():
-        scale = (high - low) / _HIGHEST or 1.0
-        found[node] = ActivationGrid(scale, round(-low / scale), _HIGHEST)
-    return found
-
-
-class _RangesRun(fx.Interpreter):
-    """Runs that widen the ranges of some nodes to what they see."""
-
-    def __init__(self, module: fx.GraphModule, seen: dict[fx.Node, tuple[float, float]]) -> None:
-        super().__init__(module)
-        self.seen = seen
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if n in self.seen:
-            low, high = self.seen[n]
-            self.seen[n] = min(low, value.min().item()), max(high, value.max().item())
-        return value
-
-
-def _with_activation(node: fx.Node) -> fx.Node:
-    """The ReLU that alone reads a convolution, which engines fuse with it; else the convolution."""
-    users = list(node.users)
-    return users[0] if len(users) == 1 and packet(users[0]) in _RELUS else node
-
-
-def _places_of(node: fx.Node, user: fx.Node) -> list[int]:
-    """At which arguments a user reads a node; -1 where it stands elsewhere."""
-    return [number for number, each in enumerate(user.args) if each is node] or [-1]
-
-
-def _leads_to(node: fx.Node, products: set[fx.Node]) -> bool:
-    """Whether something computed from a node is an operand of a product."""
-    waiting, known = list(node.users), set[fx.Node]()
-    while waiting:
-        each = waiting.pop()
-        if each in products:
-            return True
-        if each not in known:
-            known.add(each)
-            waiting += each.users
-    return False
 
 
 class _Marking:
@@ -276,12 +189,12 @@ class _Marking:
                     passed[tensor] = self.edit.graph.call_module(name, (tensor,))
             node.update_arg(place.argument, passed[tensor])
 
-    def put_after(self, node: fx.Node, layer: nn.Module) -> None:
-        """Let all that reads a tensor read it through a module."""
-        copied = self.edit.nodes[node]
-        with self.edit.graph.inserting_after(copied):
-            passed = self.edit.graph.call_module(self._add(layer), (copied,))
-        copied.replace_all_uses_with(passed, delete_user_cb=lambda user: user is not passed)
+    def put_for(self, node: fx.Node, layer: nn.Module) -> None:
+        """Let all that reads an operation of one tensor read a module in its place."""
+        with self.edit.graph.inserting_before(node):
+            passed = self.edit.graph.call_module(self._add(layer), node.args[:1])
+        node.replace_all_uses_with(passed)
+        self.edit.graph.erase_node(node)
 
     def _add(self, layer: nn.Module) -> str:
         name = f"quantized_{next(self.numbers)}"
@@ -301,7 +214,7 @@ class _Simulated(nn.Module):
         return quantized(self.quantizer, x).to(x.dtype)
 
 
-def _sites(quantized: QuantizedGraph) -> dict[str, Site]:
+def stored_sites(quantized: QuantizedGraph) -> dict[str, Site]:
     """What is stored or computed as codes, by key."""
     by_key, places = quantized.graph.found.by_key, quantized.graph.found.places
     found: dict[str, Site] = {}
