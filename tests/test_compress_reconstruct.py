@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compress_models import captured, images
+from denselab.compress.adaround import AdaRound, rounded, rounded_up, rounding_logits, undecided
+from denselab.compress.block_loss import perturbed_hessian, split_images
 from denselab.compress.blocks import find_blocks, frozen
 from denselab.compress.graph import Graph, capture
 from denselab.compress.methods.method import Calibration
@@ -16,19 +18,7 @@ from denselab.compress.methods.min_max import MIN_MAX
 from denselab.compress.observing import observe, weights
 from denselab.compress.plan import QuantPlan, QuantSpec, equal_bits
 from denselab.compress.quantizers import Uniform, quantized
-from denselab.compress.reconstruct import (
-    AdaRound,
-    Loss,
-    Recipe,
-    StraightThrough,
-    perturbed_hessian,
-    reconstruct,
-    rounded,
-    rounded_up,
-    rounding_logits,
-    split_images,
-    undecided,
-)
+from denselab.compress.reconstruct import Loss, Recipe, StraightThrough, reconstruct
 from denselab.compress.relevance.hessian import perturbation_hessian
 from denselab.compress.relevance.sensitivity import squared_change
 from denselab.compress.simulate import QuantizedGraph

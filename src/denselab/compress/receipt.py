@@ -3,23 +3,21 @@
 Nothing here is estimated. Times are medians of runs in turns, one photo at a time, so that a busy moment hurts all.
 """
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from statistics import median
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from denselab.export.parity import latencies_ms
 from denselab.runtime.session import Session
 
-_TURNS, _RUNS_PER_TURN = 5, 3
+_TURNS = 5
 _TUPLES = {"kept", "left_float", "photo_hw", "scores"}
 
 TORCH = "torch eager"
 Photo = NDArray[np.uint8]
-Run = Callable[[Photo], Mapping[str, NDArray[Any]]]
 
 
 @dataclass(frozen=True)
@@ -151,27 +149,14 @@ class Receipt:
         return f"on {self.photos} photos ({self.photos_of})"
 
 
-def times_ms(runs: Mapping[str, Run], photo: Photo) -> dict[str, float]:
-    """Medians of each, in turns. The first run of a turn is not timed: threads of the one before still spin then."""
-    found: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(_TURNS):
-        for name, run in runs.items():
-            run(photo)
-            for _ in range(_RUNS_PER_TURN):
-                start = time.perf_counter()
-                run(photo)
-                found[name].append(1000 * (time.perf_counter() - start))
-    return {name: round(median(each), 3) for name, each in found.items()}
-
-
 def both_times_ms(
     small: Mapping[str, Session], full: Mapping[str, Session], eager: Session, photo: Photo
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Milliseconds of the small file, and of the float one and the float network in eager torch, by engine."""
-    runs = {f"float {TORCH}": eager.run}
+    every = {f"float {TORCH}": eager}
     for kind, engines in (("small", small), ("float", full)):
-        runs |= {f"{kind} {name}": session.run for name, session in engines.items() if name in small}
-    found = times_ms(runs, photo)
+        every |= {f"{kind} {name}": session for name, session in engines.items() if name in small}
+    found = latencies_ms(every, photo, _TURNS)
     small_ms, float_ms = (
         {name.removeprefix(f"{kind} "): ms for name, ms in found.items() if name.startswith(f"{kind} ")}
         for kind in ("small", "float")

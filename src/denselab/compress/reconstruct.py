@@ -11,10 +11,8 @@ A third, the change of the answer when the outputs run through the rest of the n
 was tried and left out: from 128 images it fits what it sees and does worse on others.
 
 What is learned: activation scales as in LSQ (`quantizers.uniform`), and weights either straight through, with their
-scales, or as AdaRound rounds them (Nagel et al., ICML 2020, arXiv:2004.10568): to the step below or above, by
-h = clip(1.2 sigmoid(V) - 0.1, 0, 1) and the regulariser 1 - |2 h - 1|^beta, beta falling from 20 to 2. QDrop (Wei et
-al., ICLR 2022, arXiv:2203.05740): while learning, each element of an activation, and of what enters the block, stays
-float by chance.
+scales, or as AdaRound rounds them (`adaround`). QDrop (Wei et al., ICLR 2022, arXiv:2203.05740): while learning, each
+element of an activation, and of what enters the block, stays float by chance.
 
 Deviations. Rates are relative, so that they suit any network and width: of scales, to the scale (their logarithm is
 learned, so that they stay above 0); of weights, to the step of their grid, or to their root mean square where they stay
@@ -26,7 +24,7 @@ computed (not stored as they are read) at the nearest step.
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
 from typing import Any, assert_never
@@ -35,17 +33,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, fx
 
-from denselab.compress.blocks import Block, Blocks, Values, find_blocks, frozen, with_parameters
+from denselab.compress.adaround import AdaRound, left_over, rounded, rounded_up, rounding_logits, undecided
+from denselab.compress.block_loss import BlockImages, BlockTask, FixedBlock, Passing, average_curvature, split_images
+from denselab.compress.blocks import Block, Blocks, find_blocks, frozen, with_parameters
 from denselab.compress.edit import float_dtype, is_stored
-from denselab.compress.graph import Axis, Graph, Hook, ShapesRun
+from denselab.compress.graph import Graph, Hook, ShapesRun
 from denselab.compress.methods.method import Calibration
-from denselab.compress.quantizers import Quantizer, Uniform, fake_quantized, quantized
-from denselab.compress.relevance.scores import Batches
-from denselab.compress.relevance.sensitivity import Change
+from denselab.compress.quantizers import Quantizer, Uniform, fake_quantized
 from denselab.compress.simulate import QuantizedGraph
-from denselab.errors import InputError
 
-_STRETCH_LOW, _STRETCH_HIGH = -0.1, 1.1
 _MOST_GROWTH = 4.0
 
 
@@ -61,26 +57,6 @@ class StraightThrough:
     """Weights move, and are rounded to the nearest step. rate: of Adam, in steps of their grid."""
 
     rate: float
-
-
-@dataclass(frozen=True)
-class AdaRound:
-    """Weights stay between two steps of their grid until they choose one.
-
-    rate: of Adam, of V. strength: of the regulariser, beside an error that starts at 1. warm_up: share of the steps
-    without it.
-    """
-
-    rate: float
-    strength: float = 1.0
-    warm_up: float = 0.2
-    first_beta: float = 20.0
-    last_beta: float = 2.0
-
-    def beta(self, done: float) -> float:
-        """The exponent when a share of the steps is done, falling linearly after the warm-up."""
-        left = (1 - done) / (1 - self.warm_up)
-        return self.last_beta + (self.first_beta - self.last_beta) * min(max(left, 0), 1)
 
 
 @dataclass(frozen=True)
@@ -125,16 +101,23 @@ def reconstruct(
     source = frozen(start.graph)
     work = find_blocks(source)
     exact = work if wanted is None else find_blocks(frozen(wanted))
-    seen = _Calibrated(exact, calibration, recipe, held)
+    at_once, most = _that_fit(exact, recipe)
+    batches = split_images(exact.graph, calibration.batches, at_once, calibration.seed)
+    seen = Passing(exact, batches[: max(most // len(batches[0]), 1)], held)
     shared = _shared(work)
     quantizers = dict(start.quantizers)
     changed: dict[str, Tensor] = {}
     for number, block in enumerate(work.blocks):
         seen.enter(number)
         ours = {key: quantizers[key] for key in block.graph.found.places if key in quantizers}
-        now = _Fixed(block, ours)
+        now = FixedBlock(block, ours)
         if any(ours[key].bits < recipe.below_bits for key in block.sites if key in ours):
-            task = _Task(seen, number, now, recipe, calibration)
+            curvature = (
+                average_curvature(seen, number, calibration.change, recipe.curvature_pixels)
+                if recipe.loss is Loss.HESSIAN
+                else {}
+            )
+            task = BlockTask(seen, number, now, curvature)
             generator = torch.Generator().manual_seed(calibration.seed + number)
             learned = _learned(_Learning(block, ours, recipe, shared, generator), task)
             loss = task.total(learned)
@@ -148,93 +131,6 @@ def reconstruct(
         seen.leave(now.block, now.hooks())
     graph = with_parameters(start.graph, changed, trainable=True)
     return QuantizedGraph(graph, start.plan, quantizers)
-
-
-def split_images(graph: Graph, batches: Batches, at_once: int, seed: int) -> list[Tensor]:
-    """Shuffled images in batches of one size: at most so many, or as many as a graph that is tied to a number wants.
-
-    Raises InputError for no images.
-    """
-    by_shape: dict[torch.Size, list[Tensor]] = {}
-    for batch in batches:
-        by_shape.setdefault(batch.shape[1:], []).append(batch)
-    tied = None if Axis.BATCH in graph.free else graph.example_shapes[0][0]
-    generator = torch.Generator().manual_seed(seed)
-    found: list[Tensor] = []
-    for group in by_shape.values():
-        images = torch.cat(group)
-        images = images[torch.randperm(len(images), generator=generator)]
-        found += [part for part in images.split(tied or at_once) if tied in (None, len(part))]
-    if not found:
-        raise InputError("images: wanted at least one to reconstruct with, got none")
-    return found
-
-
-def perturbed_hessian(
-    exact: Blocks, number: int, after: Values, wanted: Any, images: int, change: Change, step: float = 1e-3
-) -> dict[str, Float[Tensor, "numbers"]]:
-    """|J(o + h) - J(o - h)| / 2h of every output o of a block, summed over images; see `relevance.hessian`.
-
-    number: of the block. after: float values behind it, of so many images. wanted: the float answer. step: h.
-    """
-    names = [
-        name
-        for name in exact.blocks[number].outputs
-        if isinstance(value := after[name], Tensor) and value.is_floating_point() and value.numel() % images == 0
-    ]
-    gradients: list[Sequence[Tensor]] = []
-    for moved in (step, -step):
-        outputs = [(after[name].detach() + moved).requires_grad_() for name in names]
-        with torch.enable_grad():
-            values = {**after, **dict(zip(names, outputs, strict=True))}
-            for block in exact.blocks[number + 1 :]:
-                values = block.run(values)
-            total = change(exact.answer(values), wanted).sum()
-            gradients.append(torch.autograd.grad(total, outputs, allow_unused=True, materialize_grads=True))
-    return {
-        name: (above - below).abs().reshape(images, -1).sum(0) / (2 * step)
-        for name, above, below in zip(names, *gradients, strict=True)
-    }
-
-
-# AdaRound
-
-
-def rounding_logits(rest: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """V at which h is what rounding down leaves over, 0 to 1."""
-    return -((_STRETCH_HIGH - _STRETCH_LOW) / (rest - _STRETCH_LOW) - 1).log()
-
-
-def rounded_up(logits: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """h, the share of a step that is rounded up: the rectified sigmoid (AdaRound, eq. 23)."""
-    return (logits.sigmoid() * (_STRETCH_HIGH - _STRETCH_LOW) + _STRETCH_LOW).clamp(0, 1)
-
-
-def undecided(share: Float[Tensor, "..."], beta: float) -> Float[Tensor, ""]:
-    """The regulariser: 0 where all shares are 0 or 1 (AdaRound, eq. 24)."""
-    return (1 - (2 * share - 1).abs().pow(beta)).sum()
-
-
-def rounded(quantizer: Uniform, weight: Float[Tensor, "..."], share: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """The weight a share of a step above the step below it, within the grid."""
-    zero = torch.tensor(0) if quantizer.zero_point is None else quantizer.zero_point
-    steps = (weight / quantizer.scale).floor() + share
-    return steps.clamp(quantizer.lowest - zero, quantizer.highest - zero) * quantizer.scale
-
-
-# Blocks as they are, and as they learn
-
-
-@dataclass(frozen=True, eq=False)
-class _Fixed:
-    """A block with quantizers that do not change. parameters: those that differ from the start's."""
-
-    block: Block
-    quantizers: Mapping[str, Quantizer]
-    parameters: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
-
-    def hooks(self) -> dict[str, Hook]:
-        return {key: partial(quantized, quantizer) for key, quantizer in self.quantizers.items()}
 
 
 class _Learning:
@@ -271,7 +167,7 @@ class _Learning:
                 rates = dict[str, float]()
                 own = [key for key in own if not self.sites[key].is_weight]
                 self.logits = {
-                    key: self._learn(rounding_logits(_rest(quantizers[key], stored[name])), rate, falls=False)
+                    key: self._learn(rounding_logits(left_over(quantizers[key], stored[name])), rate, falls=False)
                     for name, key in site_of.items()
                     if name in stored
                     and isinstance(quantizers.get(key), Uniform)
@@ -305,7 +201,7 @@ class _Learning:
         total = sum(undecided(rounded_up(each), rounding.beta(done)) for each in self.logits.values())
         return rounding.strength * total / sum(each.numel() for each in self.logits.values())
 
-    def fixed(self) -> _Fixed:
+    def fixed(self) -> FixedBlock:
         """What was learned so far, weights rounded for good."""
         quantizers = {key: _without_gradient(self._quantizer(key)) for key in self.given}
         parameters = {name: each.detach() for name, each in self.parameters.items()}
@@ -314,7 +210,7 @@ class _Learning:
             name, up = self.name_of[key], (rounded_up(logits.detach()) >= 0.5).to(logits.dtype)
             parameters[name] = self._rounded(key, stored[name].detach(), up)
         graph = with_parameters(self.block.graph, parameters)
-        return _Fixed(replace(self.block, graph=frozen(graph)), quantizers, parameters)
+        return FixedBlock(replace(self.block, graph=frozen(graph)), quantizers, parameters)
 
     def _learn(self, start: Tensor, rate: float, falls: bool = True) -> Tensor:
         value = start.detach().clone().requires_grad_()
@@ -353,7 +249,7 @@ class _Learning:
         return rounded(quantizer, weight, share)
 
 
-def _learned(learning: _Learning, task: "_Task") -> _Fixed:
+def _learned(learning: _Learning, task: BlockTask) -> FixedBlock:
     """The block after all steps."""
     if not learning.groups or not task.first:
         return learning.fixed()
@@ -391,126 +287,11 @@ def _mixed(learning: _Learning, rough: Any, exact: Any) -> Any:
     return learning.mixed(rough, exact) if is_number else rough
 
 
-def _drawn(images: Sequence["_Images"], generator: torch.Generator) -> Iterator["_Images"]:
+def _drawn(images: Sequence[BlockImages], generator: torch.Generator) -> Iterator[BlockImages]:
     """Batches in random order, again and again."""
     while True:
         for number in torch.randperm(len(images), generator=generator).tolist():
             yield images[number]
-
-
-# What is asked of a block
-
-
-@dataclass(eq=False)
-class _Images:
-    """A batch.
-
-    rough, exact: values before the block, of the quantized and of the float network. target: float, after the block.
-    wanted: what the float network answers.
-    """
-
-    count: int
-    rough: Values
-    exact: Values
-    target: Values
-    wanted: Any
-
-
-class _Calibrated:
-    """The images on their way through the blocks."""
-
-    def __init__(
-        self, exact: Blocks, calibration: Calibration, recipe: Recipe, held: Sequence[Float[Tensor, "B 3 H W"]]
-    ) -> None:
-        self.exact = exact
-        at_once, most = _that_fit(exact, recipe)
-        batches = split_images(exact.graph, calibration.batches, at_once, calibration.seed)
-        with torch.no_grad():
-            self.learned_from = [self._begin(each) for each in batches[: max(most // len(batches[0]), 1)]]
-            self.held = [self._begin(part) for each in held for part in each.split(len(batches[0]))]
-
-    @property
-    def judged_by(self) -> list[_Images]:
-        """The images that say what is left of a loss."""
-        return self.held or self.learned_from
-
-    def enter(self, number: int) -> None:
-        """Find what the float network makes of the images in a block."""
-        with torch.no_grad():
-            for each in (*self.learned_from, *self.held):
-                each.target = self.exact.blocks[number].run(each.exact)
-
-    def leave(self, block: Block, hooks: Mapping[str, Hook]) -> None:
-        """Go on to the next block, through a quantized one."""
-        with torch.no_grad():
-            for each in (*self.learned_from, *self.held):
-                each.rough, each.exact = block.run(each.rough, hooks), each.target
-
-    def _begin(self, pixels: Tensor) -> _Images:
-        before = self.exact.start(pixels)
-        after = before
-        for block in self.exact.blocks:
-            after = block.run(after)
-        return _Images(len(pixels), before, before, before, self.exact.answer(after))
-
-
-class _Task:
-    """What is asked of a block. first: the terms of its loss before it learns; without those that are 0 then."""
-
-    def __init__(self, seen: _Calibrated, number: int, now: _Fixed, recipe: Recipe, calibration: Calibration) -> None:
-        self.seen = seen
-        self.curvature = (
-            _curvature(seen, number, calibration.change, recipe.curvature_pixels) if recipe.loss is Loss.HESSIAN else {}
-        )
-        self.first = dict[str, float]()
-        self.first = {name: value for name, value in self._terms(now).items() if value > 0}
-
-    def loss(self, images: _Images, block: Block, before: Values, hooks: Mapping[str, Hook]) -> Tensor:
-        """1 where nothing is better than it was."""
-        terms = self._terms_of(images, block, before, hooks)
-        return torch.stack([terms[name] / first for name, first in self.first.items()]).mean()
-
-    def total(self, block: _Fixed) -> float:
-        """The loss on all images that are judged by."""
-        with torch.no_grad():
-            losses = [self.loss(each, block.block, each.rough, block.hooks()) for each in self.seen.judged_by]
-        return torch.stack(losses).mean().item()
-
-    def _terms(self, block: _Fixed) -> dict[str, float]:
-        found: dict[str, list[float]] = {}
-        with torch.no_grad():
-            for each in self.seen.judged_by:
-                for name, value in self._terms_of(each, block.block, each.rough, block.hooks()).items():
-                    found.setdefault(name, []).append(value.item())
-        return {name: math.fsum(values) / len(values) for name, values in found.items()}
-
-    def _terms_of(self, images: _Images, block: Block, before: Values, hooks: Mapping[str, Hook]) -> dict[str, Tensor]:
-        after = block.run(before, hooks)
-        return {
-            name: self._error(name, after[name], images)
-            for name in block.outputs
-            if isinstance(after[name], Tensor) and after[name].is_floating_point()
-        }
-
-    def _error(self, name: str, got: Tensor, images: _Images) -> Tensor:
-        error = (got - images.target[name]).square()
-        if name in self.curvature:
-            error = error.reshape(images.count, -1) * self.curvature[name]
-        return error.mean()
-
-
-def _curvature(seen: _Calibrated, number: int, change: Change, most_pixels: int) -> dict[str, Float[Tensor, "numbers"]]:
-    """The average perturbation Hessian of every output of a block, with mean 1; without those that change nothing."""
-    sums: dict[str, Tensor] = {}
-    images_at_once = seen.learned_from[0].count
-    batches = most_pixels // (images_at_once * math.prod(seen.exact.graph.example_shapes[0][-2:]))
-    for images in seen.learned_from[: max(batches, 1)]:
-        found = perturbed_hessian(seen.exact, number, images.target, images.wanted, images.count, change)
-        sums = {name: sums.get(name, 0) + curved for name, curved in found.items()}
-    return {name: curved / curved.mean() for name, curved in sums.items() if curved.mean() > 0}
-
-
-# Small questions
 
 
 def _that_fit(exact: Blocks, recipe: Recipe) -> tuple[int, int]:
@@ -551,13 +332,6 @@ def _weights_behind(graph: Graph, key: str) -> set[str]:
 
 def _reads_as_stored(graph: Graph, key: str) -> bool:
     return all(is_stored(place.node.args[place.argument]) for place in graph.found.places[key])
-
-
-def _rest(quantizer: Quantizer, weight: Tensor) -> Tensor:
-    """What rounding weights down leaves over, in steps."""
-    assert isinstance(quantizer, Uniform)
-    steps = weight.detach() / quantizer.scale
-    return steps - steps.floor()
 
 
 def _step(quantizer: Quantizer | None, weight: Tensor) -> float:

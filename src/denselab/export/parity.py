@@ -31,7 +31,7 @@ MEND = "Try --precision fp32, other calibration images (--data), a --network-siz
 MEND_COMPRESSED = "Take more bits, another --method or other photos (--calibrate)"
 """How a user mends answers that differ: of an export, and of a compression."""
 
-_TURNS, _RUNS_PER_TURN = 3, 3
+_RUNS_PER_TURN = 3
 _SURE = 0.3
 
 
@@ -150,7 +150,7 @@ def measure(
         if examples.truths
         else None,
         errors=tuple(h.name for h in _headlines(scores["torch"]) if not h.higher_is_better),
-        latency_ms=_latency_ms(engines, examples.images[0]),
+        latency_ms=latencies_ms(engines, examples.images[0]),
         latency_hw=examples.images[0].shape[:2],
         threads=threads,
         images=len(examples.images),
@@ -164,10 +164,26 @@ def timed_beside(measured: Measured, path: Path, float_artifact: Path, image: ND
     engines = {
         f"{which}{name}": e for which, file in files.items() for name, e in open_engines(file, measured.threads).items()
     }
-    found = _latency_ms(engines, image)
+    found = latencies_ms(engines, image)
     theirs = {name.removeprefix("float "): ms for name, ms in found.items() if name.startswith("float ")}
     ours = {name: found[name] for name in theirs}
     return replace(measured, latency_ms={**measured.latency_ms, **ours}, float_latency_ms=theirs)
+
+
+def latencies_ms(engines: Mapping[str, Session], image: NDArray[np.uint8], turns: int = 3) -> dict[str, float]:
+    """Medians over turns of a few runs each: a busy moment hurts all alike.
+
+    The first run of a turn is not timed: the threads of the engine before still spin then.
+    """
+    times_ms: dict[str, list[float]] = {name: [] for name in engines}
+    for _ in range(turns):
+        for name, engine in engines.items():
+            engine.run(image)
+            for _ in range(_RUNS_PER_TURN):
+                start = time.perf_counter()
+                engine.run(image)
+                times_ms[name].append(1000 * (time.perf_counter() - start))
+    return {name: round(median(times), 3) for name, times in times_ms.items()}
 
 
 def check(measured: Measured, limits: Limits, mend: str = MEND) -> None:
@@ -256,19 +272,3 @@ def _count(scores: Mapping[str, Any], answers: Answers, truth: Truth, classes: C
 
 def _headlines(scores: Mapping[str, Any]) -> list[Headline]:
     return [score.compute().headline for score in scores.values()]
-
-
-def _latency_ms(engines: Mapping[str, Session], image: NDArray[np.uint8]) -> dict[str, float]:
-    """Medians over turns of a few runs each: a busy moment hurts all alike.
-
-    The first run of a turn is not timed: the threads of the engine before still spin then.
-    """
-    times_ms: dict[str, list[float]] = {name: [] for name in engines}
-    for _ in range(_TURNS):
-        for name, engine in engines.items():
-            engine.run(image)
-            for _ in range(_RUNS_PER_TURN):
-                start = time.perf_counter()
-                engine.run(image)
-                times_ms[name].append(1000 * (time.perf_counter() - start))
-    return {name: round(median(times), 3) for name, times in times_ms.items()}

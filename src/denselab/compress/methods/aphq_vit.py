@@ -14,13 +14,14 @@ code takes the divergence of its classes; blocks imitate the network with ReLU, 
 
 from dataclasses import replace
 
+from denselab.compress.adaround import AdaRound
 from denselab.compress.graph import Graph
 from denselab.compress.methods import min_max
 from denselab.compress.methods.method import Calibration, Method
 from denselab.compress.methods.repq_vit import REPQ_VIT
 from denselab.compress.observing import Stats, observe
 from denselab.compress.plan import QuantPlan, QuantSpec
-from denselab.compress.reconstruct import AdaRound, Loss, Recipe, reconstruct
+from denselab.compress.reconstruct import Loss, Recipe, reconstruct
 from denselab.compress.relu_mlp import reconstruct_relu_mlps
 from denselab.compress.simulate import QuantizedGraph
 from denselab.compress.sites import QuantSite

@@ -19,6 +19,8 @@ from dataclasses import replace
 from jaxtyping import Float
 from torch import Tensor
 
+from denselab.compress.adaround import AdaRound
+from denselab.compress.block_loss import split_images
 from denselab.compress.fold_layer_norms import fold_layer_norms, foldable_norms
 from denselab.compress.graph import Graph
 from denselab.compress.methods import min_max
@@ -28,7 +30,7 @@ from denselab.compress.observing import Stats, observe
 from denselab.compress.plan import Grid, QuantPlan, QuantSpec
 from denselab.compress.quantizers import Quantizer
 from denselab.compress.ranges import SHRINKAGES, affine, grid, least_error, percentile_ranges, symmetric, ternary
-from denselab.compress.reconstruct import AdaRound, Loss, Recipe, reconstruct, split_images
+from denselab.compress.reconstruct import Loss, Recipe, reconstruct
 from denselab.compress.simulate import QuantizedGraph
 from denselab.compress.sites import QuantSite
 
