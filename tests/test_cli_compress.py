@@ -218,3 +218,25 @@ def test_the_ticker_says_counted_texts_once_in_a_while(capsys: pytest.CaptureFix
             say(f"block {number} of 50")
         say("written")
     assert capsys.readouterr().err.splitlines() == ["tracing", "block 1 of 50", "block 50 of 50", "written"]
+
+
+def test_ctrl_c_says_where_it_goes_on(
+    done: tuple[Path, list[object], Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, asked, _ = done
+    work = tmp_path / "again.work"
+    shutil.copytree(folder / "small.work", work)
+    (work / "plan.json").unlink()
+
+    def ctrl_c(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "chosen_plan", ctrl_c)
+    again = [*asked[: asked.index("-o")], "-o", tmp_path / "again.onnx"]
+    result = run(*again)
+    assert result.exit_code == 130
+    assert f"interrupted; finished stages are in {work}, the same command does the rest" in result.stderr
+    monkeypatch.undo()
+    result = run(*again)
+    assert result.exit_code == 0, result.output
+    assert f"{work / 'sensitivity.json'}: kept" in result.stderr

@@ -118,8 +118,15 @@ def compress(
     subject = _open(source, weights)
     if subject.note:
         print(f"note: {subject.note}", file=sys.stderr)
-    with Ticker() as ticker:
-        outcome = run(subject, options, ticker, track)
+    try:
+        with Ticker() as ticker:
+            outcome = run(subject, options, ticker, track)
+    except KeyboardInterrupt:
+        print(
+            f"interrupted; finished stages are in {options.work_folder}, the same command does the rest",
+            file=sys.stderr,
+        )
+        raise
     _print(outcome)
     try:
         if json_out is not None:

@@ -56,6 +56,11 @@ class Options:
     min_agreement: float | None = None
     train_steps: int = 0
 
+    @property
+    def work_folder(self) -> Path:
+        """The folder of the stages."""
+        return self.out.with_suffix(".work") if self.work is None else self.work
+
     def check(self) -> None:
         """Raise InputError for what can be refused before anything is opened."""
         check_target(self.out, self.overwrite)

@@ -129,8 +129,7 @@ def _opened(subject: Subject, options: Options, say: Callable[[str], None], trac
             f"--method: wanted {given.method}, which {options.plan} was made for, got {options.method}; "
             "drop --method or mend the plan"
         )
-    folder = options.out.with_suffix(".work") if options.work is None else options.work
-    work = WorkFolder(folder, graph.model, say)
+    work = WorkFolder(options.work_folder, graph.model, say)
     return Job(subject, options, graph, network_hw, seen, data, work, say, track, name, given)
 
 
