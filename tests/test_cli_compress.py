@@ -1,6 +1,7 @@
 """denselab compress: what it writes, keeps, prints and refuses, on a classifier of timm's."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from denselab.cli.compress import compress
 from denselab.cli.ticker import Ticker
-from denselab.compress import pipeline
+from denselab.compress import file_stages, pipeline
 from denselab.compress.classifier_file import CLASSIFIER_KEY
 from denselab.compress.graph import Axis, Graph, capture
 from denselab.errors import InputError
@@ -237,6 +238,9 @@ def test_ctrl_c_says_where_it_goes_on(
     assert result.exit_code == 130
     assert f"interrupted; finished stages are in {work}, the same command does the rest" in result.stderr
     monkeypatch.undo()
+    (work / "model.onnx").unlink()
+    monkeypatch.setattr(file_stages, "_MOST_CHANGE", 0)
     result = run(*again)
     assert result.exit_code == 0, result.output
     assert f"{work / 'sensitivity.json'}: kept" in result.stderr
+    assert re.search(r"sums stay in float: rounded, answers would be \d\.\d times as far", result.stderr)

@@ -92,14 +92,21 @@ def closest(graph: Graph, candidates: Sequence[QuantizedGraph], images: Batches,
     """The one whose answers to images are nearest those of a float graph; the first of equals."""
     if len(candidates) == 1:
         return candidates[0]
+    means = mean_changes(graph, candidates, images, change)
+    return candidates[int(means.nan_to_num(nan=torch.inf).argmin())]
+
+
+def mean_changes(
+    graph: Graph, candidates: Sequence[QuantizedGraph], images: Batches, change: Change
+) -> Float[Tensor, "candidates"]:
+    """How far the answers of each to images are from those of a float graph."""
     changes: list[list[Tensor]] = [[] for _ in candidates]
     with torch.no_grad():
         for pixels in images:
             wanted = graph.run(pixels)
             for found, each in zip(changes, candidates, strict=True):
                 found.append(change(each.run(pixels), wanted))
-    means = torch.stack([torch.cat(found).mean() for found in changes])
-    return candidates[int(means.nan_to_num(nan=torch.inf).argmin())]
+    return torch.stack([torch.cat(found).mean() for found in changes])
 
 
 def unfit(method: str, spec: QuantSpec) -> InputError:
