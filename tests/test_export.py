@@ -20,7 +20,17 @@ from denselab.export import artifact
 from denselab.export.artifact import export_artifact
 from denselab.export.examples import Examples, from_scenes
 from denselab.export.graph import ArtifactGraph, to_onnx
-from denselab.export.parity import Limits, Measured, Receipt, agreement, check, measure, open_engines
+from denselab.export.parity import (
+    LIMITS_OF_MIXED,
+    Limits,
+    Measured,
+    Receipt,
+    agreement,
+    check,
+    measure,
+    open_engines,
+)
+from denselab.export.precision import Precision
 from denselab.export.torch_session import TorchSession
 from denselab.model import DensePredictor
 from denselab.runtime.artifact import read_info
@@ -275,6 +285,16 @@ def test_agreement_by_hand() -> None:
     up[2] = tilted[2] = 1
     tilted[:, 0, 1] = (np.sin(np.radians(2)), 0, np.cos(np.radians(2)))
     assert agreement("normals", {"normals": up}, {"normals": tilted}) == 0.5
+
+
+def test_depths_agree_within_1_percent_and_of_integers_within_5() -> None:
+    wanted, got = {"depth_m": np.array([[10.0, 10.0, 10.0]])}, {"depth_m": np.array([[10.05, 10.4, 11.0]])}
+    for limits, share in (
+        (Limits.of(Precision.FP32), 1 / 3),
+        (Limits.of(Precision.INT8), 2 / 3),
+        (LIMITS_OF_MIXED, 2 / 3),
+    ):
+        assert agreement("depth", wanted, got, limits.close) == pytest.approx(share)
 
 
 def test_agreement_of_instances_by_hand() -> None:

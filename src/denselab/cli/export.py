@@ -75,7 +75,7 @@ def export(
         parity, calibration = from_scenes(0, images), from_scenes(images, calibration_images)
     limits = Limits.of(precision)
     if min_agreement is not None:
-        limits = Limits(min_agreement, min(min_agreement, limits.default))
+        limits = replace(limits, exact=min_agreement, default=min(min_agreement, limits.default))
     receipt = export_artifact(
         loaded.model,
         loaded.card.make_tasks(),

@@ -31,7 +31,7 @@ from denselab.export.artifact import export_artifact
 from denselab.export.examples import PARITY_SPLITS, Examples, from_dataset
 from denselab.export.executed import executed_integers
 from denselab.export.graph import ArtifactGraph, to_onnx
-from denselab.export.parity import LIMITS_OF_MIXED, MEND_COMPRESSED, Answers, Limits, agreement, open_engines
+from denselab.export.parity import LIMITS_OF_MIXED, MEND_COMPRESSED, Answers, agreement, open_engines
 from denselab.export.precision import Precision
 from denselab.export.torch_session import TorchSession, describe
 from denselab.files import atomic_path
@@ -188,7 +188,7 @@ def write_small(
                 out,
                 examples,
                 network_hw=network_hw,
-                limits=Limits(exact, default),
+                limits=replace(LIMITS_OF_MIXED, exact=exact, default=default),
                 overwrite=True,
                 say=say,
                 ready=model,

@@ -76,7 +76,7 @@ def export_artifact(
         with TemporaryDirectory() as folder:
             draft = Path(folder) / out.name
             draft.write_bytes(onnx_model.SerializeToString())
-            measured = measure(draft, reference, parity, info.classes, info.depth_unit)
+            measured = measure(draft, reference, parity, info.classes, info.depth_unit, limits.close)
             check(measured, limits, MEND if ready is None else MEND_COMPRESSED)
             measured = replace(measured, integer_share=integer_share)
             if float_artifact is not None:

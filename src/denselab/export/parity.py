@@ -36,26 +36,42 @@ _SURE = 0.3
 
 
 @dataclass(frozen=True)
+class Closeness:
+    """When two answers are the same. depth: relative difference, of depth without a unit the share of the span of its
+    inverse; normals_deg: angle.
+    """
+
+    depth: float
+    normals_deg: float
+
+
+CLOSE, CLOSE_IN_FEW_BITS = Closeness(0.01, 1.0), Closeness(0.05, 5.0)
+"""Of float32, and of bf16 and integers, where sums in another order move numbers by a step."""
+
+
+@dataclass(frozen=True)
 class Limits:
     """What an artifact must reach to be written.
 
     exact: least agreement with torch (see `agreement`) of engines computing in fp32. default: the same for OpenVINO in
     the precision that it picks itself (bf16 where the CPU has it). score_drop: how much worse than torch any engine
     may score, where the photos are labelled: a share of 1 for figures of which more is better, of torch's own figure
-    for errors.
+    for errors. close: which depths and normals agree, in engines computing in fp32.
     """
 
     exact: float
     default: float
     score_drop: float = 0.01
+    close: Closeness = CLOSE
 
     @classmethod
     def of(cls, precision: Precision) -> "Limits":
         """The limits that exports use unless told otherwise."""
-        return cls(exact=0.999 if precision is Precision.FP32 else 0.97, default=0.97)
+        close = CLOSE_IN_FEW_BITS if precision is Precision.INT8 else CLOSE
+        return cls(exact=0.999 if precision is Precision.FP32 else 0.97, default=0.97, close=close)
 
 
-LIMITS_OF_MIXED = Limits(exact=0.99, default=0.97)
+LIMITS_OF_MIXED = Limits(exact=0.99, default=0.97, close=CLOSE_IN_FEW_BITS)
 """The limits of a compressed network, of which torch simulates the integers."""
 
 
@@ -128,8 +144,9 @@ def measure(
     examples: Examples,
     classes: Classes | None,
     depth_unit: DepthUnit = DepthUnit.METRES,
+    close: Closeness = CLOSE,
 ) -> Measured:
-    """Run torch and every engine on the examples, and time them in turn on the first."""
+    """Run torch and every engine on the examples, and time them in turn on the first. close: see Limits."""
     threads = torch.get_num_threads()
     engines: dict[str, Session] = {"torch": reference, **open_engines(path, threads)}
     tasks = reference.tasks
@@ -138,9 +155,9 @@ def measure(
     for index, image in enumerate(examples.images):
         answers = {name: engine.run(image) for name, engine in engines.items()}
         for name, found in shares.items():
-            close = _CLOSE if name != "openvino" else _CLOSE_IN_BF16
+            near = close if name != "openvino" else CLOSE_IN_FEW_BITS
             both = answers["torch"], answers[name]
-            found.append({task: agreement(task, *both, close, depth_unit) for task in tasks})
+            found.append({task: agreement(task, *both, near, depth_unit) for task in tasks})
         if examples.truths:
             for name, counted in scores.items():
                 _count(counted, answers[name], examples.truths[index], classes)
@@ -207,24 +224,11 @@ def check(measured: Measured, limits: Limits, mend: str = MEND) -> None:
                 )
 
 
-@dataclass(frozen=True)
-class Closeness:
-    """When two answers are the same. depth: relative difference, of depth without a unit the share of the span of its
-    inverse; normals_deg: angle.
-    """
-
-    depth: float
-    normals_deg: float
-
-
-_CLOSE, _CLOSE_IN_BF16 = Closeness(0.01, 1.0), Closeness(0.05, 5.0)
-
-
 def agreement(
     task: str,
     wanted: Answers,
     got: Answers,
-    close: Closeness = _CLOSE,
+    close: Closeness = CLOSE,
     depth_unit: DepthUnit = DepthUnit.METRES,
 ) -> float:
     """How far two answers to one photo are the same, 0..1. Raises InputError where sizes differ.
