@@ -14,6 +14,8 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,8 @@ MIXED = {"mixed4": 4.0, "mixed3": 3.0}
 NAMES = [*(method.name for method in METHODS), I_VIT.name]
 OWN_RULE = {"lrp-qvit": Importance.LRP, "mix-qvit": Importance.LRP_TIMES_SENSITIVITY}
 SEED = 0
+MEASURED_BATCHES = 1
+"""Of 4 images, with which bits are chosen for dense models, as the command does."""
 
 Score = Callable[[nn.Module], Headline]
 
@@ -86,7 +90,9 @@ def run(testbed: Testbed, work: Path, methods: list[str], bits: list[str]) -> No
                 continue
             if name in MIXED and measured is None:
                 importances = {Importance.SENSITIVITY, *OWN_RULE.values()}
-                measured = measure(graph, stats, REPQ_VIT, calibration, importances, start=subject.start)
+                few = replace(calibration, batches=list(islice(photos, MEASURED_BATCHES)))
+                seen = few if isinstance(subject.kind, Dense) else calibration
+                measured = measure(graph, stats, REPQ_VIT, seen, importances, start=subject.start)
             twin = record["cells"].get(f"{LRP_QVIT.name} {name}")
             if method is MIX_QVIT and name in EQUAL and twin:
                 found = twin  # they differ in how they choose bits alone
