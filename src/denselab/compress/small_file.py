@@ -31,7 +31,7 @@ from denselab.export.artifact import export_artifact
 from denselab.export.examples import PARITY_SPLITS, Examples, from_dataset
 from denselab.export.executed import executed_integers
 from denselab.export.graph import ArtifactGraph, to_onnx
-from denselab.export.parity import LIMITS_OF_MIXED, MEND_COMPRESSED, Answers, agreement, open_engines
+from denselab.export.parity import CLOSE_IN_FEW_BITS, LIMITS_OF_MIXED, MEND_COMPRESSED, Answers, agreement, open_engines
 from denselab.export.precision import Precision
 from denselab.export.torch_session import TorchSession, describe
 from denselab.files import atomic_path
@@ -303,7 +303,9 @@ def same_answers(subject: Subject, full: Session, small: Sequence[Answers], imag
             return fmean(float(wanted[LOGITS].argmax() == got[LOGITS].argmax()) for wanted, got in both)
         case Dense(loaded):
             unit = loaded.depth_unit
-            return min(fmean(agreement(task, *each, depth_unit=unit) for each in both) for task in loaded.card.tasks)
+            return min(
+                fmean(agreement(task, *each, CLOSE_IN_FEW_BITS, unit) for each in both) for task in loaded.card.tasks
+            )
         case _:
             assert_never(subject.kind)
 
