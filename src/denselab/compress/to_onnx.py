@@ -146,10 +146,11 @@ def _marked(quantized: QuantizedGraph) -> tuple[fx.GraphModule, dict[str, Site]]
     edit = GraphEdit(graph)
     marking = _Marking(edit)
     for node in edit.graph.find_nodes(op="call_function", target=aten.fake_quantize_per_tensor_affine.default):
-        scale, zero, _, highest = cast("tuple[float, int, int, int]", node.args[1:])
-        key = f"output of {node.args[0]}"
-        sites[key] = ActivationGrid(scale, zero, highest)
-        marking.put_for(node, Mark(key))
+        scale, zero, lowest, highest = cast("tuple[float, int, int, int]", node.args[1:])
+        if (lowest, highest) == (0, _HIGHEST):  # others, of a network that came with some, torch exports
+            key = f"output of {node.name}"
+            sites[key] = ActivationGrid(scale, zero, highest)
+            marking.put_for(node, Mark(key))
     for key, quantizer in quantized.quantizers.items():
         layer = Mark(key) if key in sites else _Simulated(quantizer)
         marking.put(graph.found.places[key], layer)
