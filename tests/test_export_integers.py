@@ -380,7 +380,7 @@ def test_sums_of_8_bits_let_every_convolution_run_in_integers(
         assert agreement("semantic", simulated, session.run(image)) >= 0.98, session.engine
 
 
-def test_sums_are_rounded_to_the_range_that_is_seen(dense: tuple[DensePredictor, QuantizedGraph]) -> None:
+def test_rounding_sums_moves_answers_a_little(dense: tuple[DensePredictor, QuantizedGraph]) -> None:
     quantized = dense[1]
     pixels = torch.stack([torch.tensor(image).permute(2, 0, 1) / 255 for image in PHOTOS.images])
     rounded = round_sums(quantized, [pixels])
