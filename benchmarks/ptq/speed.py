@@ -14,7 +14,8 @@ from files import CASES, CIFAR, RESULTS
 from testbeds import TESTBEDS
 
 from denselab.compress.receipt import TORCH, both_times_ms
-from denselab.compress.small_file import float_session, open_data, photos_to_compare
+from denselab.compress.scoring import open_data, photos_to_compare
+from denselab.compress.small_file import float_session
 from denselab.compress.subject import Dense
 from denselab.export.parity import open_engines
 from denselab.files import write_json

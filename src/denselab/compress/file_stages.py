@@ -19,17 +19,15 @@ from denselab.compress.receipt import Receipt, Score, both_times_ms
 from denselab.compress.relevance.scores import SavedRelevance
 from denselab.compress.round_sums import round_sums
 from denselab.compress.saved_file import reading
+from denselab.compress.scoring import Data, same_answers, score
 from denselab.compress.simulate import QuantizedGraph
 from denselab.compress.small_file import (
     Compared,
-    Data,
     compared,
     compression_in,
     float_session,
     integer_share,
-    same_answers,
     same_as_simulation,
-    score,
     small_model,
     write_integers,
     write_small,

@@ -16,8 +16,8 @@ from denselab.compress.names import MethodName
 from denselab.compress.observing import Stats
 from denselab.compress.options import Options, importance_of
 from denselab.compress.plan import QuantPlan
+from denselab.compress.scoring import Data, Track, photos_to_compare
 from denselab.compress.simulate import QuantizedGraph
-from denselab.compress.small_file import Data, Track, photos_to_compare
 from denselab.compress.subject import Classifier, Photos, Subject
 from denselab.compress.traces import Traces
 from denselab.compress.work_folder import WorkFolder

@@ -38,7 +38,7 @@ from denselab.compress.photos import read_some
 from denselab.compress.plan import QuantPlan
 from denselab.compress.plan_stage import chosen_plan, given_plan
 from denselab.compress.receipt import Receipt
-from denselab.compress.small_file import Track, open_data
+from denselab.compress.scoring import Track, open_data
 from denselab.compress.subject import Classifier, Dense, Subject
 from denselab.compress.within_budget import CurvePoint, check_met, curve, only_8, plan_point
 from denselab.compress.work_folder import WorkFolder

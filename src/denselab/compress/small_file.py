@@ -1,12 +1,11 @@
-"""Files of a subject, float and small, and how they are compared: one set of questions to all kinds of models."""
+"""Files of a subject, float and small, for all kinds of models: written if engines answer as the simulation does."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol, assert_never
+from typing import Any, assert_never
 
 import numpy as np
 import onnx
@@ -18,26 +17,21 @@ from torch import Tensor
 from denselab.compress.classifier_file import CLASSIFIER_KEY, LOGITS, float_to_onnx, taking_photos
 from denselab.compress.integer.program import IntegerProgram
 from denselab.compress.integer.program_onnx import ProgramFile, write_program
-from denselab.compress.photos import Labelled, PhotoFile, labelled
+from denselab.compress.scoring import Asked, Photo, all_logits, photo_tensor
 from denselab.compress.simulate import QuantizedGraph
 from denselab.compress.subject import Classifier, Dense, Subject
 from denselab.compress.to_onnx import compressed_artifact_model, compression_of, quantized_to_onnx, with_network
 from denselab.compress.traces import Traces
-from denselab.data.dataset import Dataset
-from denselab.data.descriptor import open_dataset
 from denselab.errors import InputError
-from denselab.evaluate import check_classes, evaluate
 from denselab.export.artifact import export_artifact
-from denselab.export.examples import PARITY_SPLITS, Examples, from_dataset
+from denselab.export.examples import Examples
 from denselab.export.executed import executed_integers
 from denselab.export.graph import ArtifactGraph, to_onnx
-from denselab.export.parity import CLOSE_IN_FEW_BITS, LIMITS_OF_MIXED, MEND_COMPRESSED, Answers, agreement, open_engines
+from denselab.export.parity import LIMITS_OF_MIXED, MEND_COMPRESSED, Answers, open_engines
 from denselab.export.precision import Precision
 from denselab.export.torch_session import TorchSession, describe
 from denselab.files import atomic_path
-from denselab.metrics.headline import Headline
 from denselab.runtime.artifact import METADATA_KEY, Compression, read_info
-from denselab.runtime.predictor import Predictor
 from denselab.runtime.session import Session
 
 EXACT_CLASSES, DEFAULT_CLASSES = 0.99, 0.97
@@ -56,17 +50,8 @@ COARSE_CLASSES = 0.9
 
 FINE_BITS = 6
 
-_COMPARED = 16
 _BRIGHTER = 1 + 1e-6
 _SURE = 4
-
-Photo = NDArray[np.uint8]
-
-
-class Track(Protocol):
-    """Shows how far a loop is."""
-
-    def __call__(self, items: Iterable[Any], total: int, label: str, /) -> Iterable[Any]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,37 +62,11 @@ class Compared:
     answers: Sequence[Answers]
 
 
-@dataclass(frozen=True, eq=False)
-class Data:
-    """What a subject is scored on. source: as the user gave it."""
-
-    source: Path
-    split: str
-    images: int
-    held: Dataset | Labelled
-
-
-def open_data(subject: Subject, source: Path) -> Data:
-    """Labelled photos: for a classifier folders of classes, else a data set. Raises InputError if unlike the model."""
-    match subject.kind:
-        case Classifier(classes=classes, names=names):
-            found = labelled(source, names, classes)
-            return Data(source, found.split, len(found.photos), found)
-        case Dense(loaded):
-            dataset = open_dataset(source)
-            dataset.require(loaded.card.tasks)
-            check_classes(loaded.card.classes, dataset)
-            split = next(name for name in (*PARITY_SPLITS, *dataset.splits) if dataset.splits.get(name))
-            return Data(source, split, len(dataset.split(split)), dataset)
-        case _:
-            assert_never(subject.kind)
-
-
 def float_session(subject: Subject, network_hw: tuple[int, int] | None) -> Session:
     """The network in eager torch, asked as engines are."""
     match subject.kind:
         case Classifier():
-            return _Asked(lambda seen: subject.network(subject.pixels(seen)))
+            return Asked(lambda seen: subject.network(subject.pixels(seen)))
         case Dense(loaded):
             return TorchSession(ArtifactGraph(loaded.model, loaded.card.make_tasks(), network_hw))
         case _:
@@ -137,21 +96,6 @@ def small_model(
             return compressed_artifact_model(loaded.model, tasks, quantized, network_hw, traces=traces)
         case _:
             assert_never(subject.kind)
-
-
-def photos_to_compare(subject: Subject, data: Data | None, seen: Sequence[Tensor]) -> Examples:
-    """Photos [H, W, 3] on which files and networks are compared: of the data if there are any, else of calibration."""
-    most = 4 * _COMPARED if isinstance(subject.kind, Classifier) else _COMPARED
-    if data is not None and isinstance(data.held, Dataset):
-        assert isinstance(subject.kind, Dense)
-        found = from_dataset(data.held, subject.kind.loaded.card.tasks, (data.split,), most)
-        return replace(found, truths=None)
-    if data is not None and isinstance(data.held, Labelled):
-        every = data.held.photos
-        step = max(1, len(every) // most)
-        images = tuple(_array(subject.seen(photo.read())) for photo, _ in every[::step][:most])
-        return Examples(f"{data.source.name} {data.split}", images)
-    return Examples("calibration photos", tuple(_array(each) for each in seen[:most]))
 
 
 def write_small(
@@ -197,7 +141,7 @@ def write_small(
         case Classifier():
             say(f"comparing with the simulation on {len(examples.images)} photos ({examples.source})")
             simulated, brighter = (
-                _all_logits(_Asked(lambda seen, by=by: quantized.run(by * subject.pixels(seen))), examples.images)
+                all_logits(Asked(lambda seen, by=by: quantized.run(by * subject.pixels(seen))), examples.images)
                 for by in (1, _BRIGHTER)
             )
             decided = decided_photos(simulated, brighter)
@@ -210,7 +154,7 @@ def write_small(
                 draft = Path(folder) / "draft.onnx"
                 draft.write_bytes(model.SerializeToString())
                 engines = open_engines(draft, torch.get_num_threads())
-            logits = {name: _all_logits(engine, examples.images) for name, engine in engines.items()}
+            logits = {name: all_logits(engine, examples.images) for name, engine in engines.items()}
             alike = {name: each.argmax(1) == simulated.argmax(1) for name, each in logits.items()}
             check_same({name: each[decided] for name, each in alike.items()}, exact, default)
             same = {name: float(each.mean()) for name, each in alike.items()}
@@ -232,7 +176,7 @@ def write_integers(
         write_program(program, partial)
         written = ProgramFile(partial)
         for photo in examples.images:
-            codes = program.image_code.stored(subject.pixels(_tensor(photo)).numpy())
+            codes = program.image_code.stored(subject.pixels(photo_tensor(photo)).numpy())
             if not np.array_equal(written.run(codes), program.run(torch.from_numpy(codes)).numpy()):
                 raise InputError("the file in onnxruntime: wanted the integers of the program, got others")
 
@@ -254,7 +198,7 @@ def small_engines(path: Path, subject: Subject) -> dict[str, Session]:
     def logits(seen: Tensor) -> Tensor:
         return torch.from_numpy(program.logits(subject.pixels(seen).numpy()))
 
-    return {"onnxruntime": _Asked(logits, "onnxruntime")}
+    return {"onnxruntime": Asked(logits, "onnxruntime")}
 
 
 def is_program(path: Path) -> bool:
@@ -293,74 +237,6 @@ def compression_in(subject: Subject, path: Path) -> Compression:
             return Compression.from_dict(_about(path)["compression"])
         case _:
             assert_never(subject.kind)
-
-
-def same_answers(subject: Subject, full: Session, small: Sequence[Answers], images: Sequence[Photo]) -> float:
-    """Share of answers that a session gives too: of photos, or of pixels (`parity.agreement`; the least of tasks)."""
-    both = [(full.run(photo), got) for photo, got in zip(images, small, strict=True)]
-    match subject.kind:
-        case Classifier():
-            return fmean(float(wanted[LOGITS].argmax() == got[LOGITS].argmax()) for wanted, got in both)
-        case Dense(loaded):
-            unit = loaded.depth_unit
-            return min(
-                fmean(agreement(task, *each, CLOSE_IN_FEW_BITS, unit) for each in both) for task in loaded.card.tasks
-            )
-        case _:
-            assert_never(subject.kind)
-
-
-def score(subject: Subject, session: Session, data: Data, track: Track, label: str) -> list[Headline]:
-    """The figures that rank, of the whole split. Raises InputError for a photo that cannot be read."""
-    match subject.kind, data.held:
-        case Dense(loaded), Dataset() as dataset:
-            predictor = Predictor(session, describe(loaded, subject.name))
-
-            def tracked(items: Iterable[Any], total: int, _: str) -> Iterable[Any]:
-                return track(items, total, label)
-
-            return [each.headline for each in evaluate(predictor, dataset, data.split, tracked).figures.values()]
-        case Classifier(), Labelled(photos=photos):
-            right = 0
-
-            def said(photo: PhotoFile) -> int:
-                return _class_of(session, _array(subject.seen(photo.read())))
-
-            for photo, wanted in track(photos, len(photos), label):
-                right += said(photo) == wanted
-            return [Headline("top-1", right / len(photos), higher_is_better=True)]
-        case _:
-            raise AssertionError
-
-
-class _Asked:
-    """A function of seen photos, asked for the class of one [H, W, 3] as engines are."""
-
-    def __init__(self, logits: Callable[[Tensor], Tensor], engine: str = "torch") -> None:
-        self._logits = logits
-        self.engine = engine
-
-    @torch.no_grad()
-    def run(self, image: Photo) -> dict[str, NDArray[Any]]:
-        """logits [K]."""
-        return {LOGITS: self._logits(_tensor(image))[0].numpy()}
-
-
-def _tensor(photo: Photo) -> Tensor:
-    return torch.tensor(photo).permute(2, 0, 1)[None]
-
-
-def _array(seen: Tensor) -> Photo:
-    return np.ascontiguousarray(seen.permute(1, 2, 0).numpy())
-
-
-def _class_of(session: Session, photo: Photo) -> int:
-    return int(session.run(photo)[LOGITS].argmax())
-
-
-def _all_logits(session: Session, images: Sequence[Photo]) -> NDArray[np.floating]:
-    """[photos, classes]."""
-    return np.stack([session.run(photo)[LOGITS] for photo in images])
 
 
 def decided_photos(simulated: NDArray[np.floating], brighter: NDArray[np.floating]) -> NDArray[np.bool_]:
