@@ -3,8 +3,8 @@
 python benchmarks/ptq/files.py [CASE ...] [--work runs/proofs]
 python benchmarks/ptq/files.py --table
 
-Writes benchmarks/results/ptq/file_CASE.json. Scores are of the file in ONNX Runtime beside the float network in torch,
-on the whole test split; times of one photo, small and float files in turns.
+Writes benchmarks/results/ptq/file_CASE.json. Scores are of the file, in the engine that the receipt names, beside the
+float network in torch, on the whole test split; times of one photo, small and float files in turns.
 """
 
 import argparse
