@@ -15,12 +15,11 @@ from denselab.compress.relevance.scores import Batches
 from denselab.compress.simulate import QuantizedGraph
 from denselab.compress.sites import Op
 from denselab.compress.to_onnx import stored_sites
-from denselab.export.integers import ActivationGrid, StoredWeight
+from denselab.export.integers import HIGHEST_CODE, ActivationGrid, StoredWeight
 
 aten = torch.ops.aten
 
 _RELUS = {aten.relu, aten.relu6, aten.hardtanh}
-_HIGHEST = 255
 
 
 def round_sums(quantized: QuantizedGraph, images: Batches) -> QuantizedGraph:
@@ -69,7 +68,7 @@ def _grids(quantized: QuantizedGraph, images: Batches) -> dict[fx.Node, Activati
         grids = [each for each in readers if each is not None]
         if len(grids) == len(readers) or not _leads_to(node, products):
             continue
-        if grids and grids[0].highest == _HIGHEST:
+        if grids and grids[0].highest == HIGHEST_CODE:
             found[node] = grids[0]
         elif not grids:
             seen[node] = (0.0, 0.0)
@@ -79,8 +78,8 @@ def _grids(quantized: QuantizedGraph, images: Batches) -> dict[fx.Node, Activati
             for batch in images:
                 run.run(batch)
     for node, (low, high) in seen.items():
-        scale = (high - low) / _HIGHEST or 1.0
-        found[node] = ActivationGrid(scale, round(-low / scale), _HIGHEST)
+        scale = (high - low) / HIGHEST_CODE or 1.0
+        found[node] = ActivationGrid(scale, round(-low / scale), HIGHEST_CODE)
     return found
 
 

@@ -26,6 +26,7 @@ from denselab.compress.traces import Traces
 from denselab.errors import InputError
 from denselab.export.graph import ArtifactGraph, to_onnx, trace
 from denselab.export.integers import (
+    HIGHEST_CODE,
     OPSET,
     ActivationGrid,
     Mark,
@@ -45,7 +46,6 @@ aten = torch.ops.aten
 _CONVOLUTIONS = {aten.conv1d, aten.conv2d, aten.conv3d}
 _BATCH_NORM = aten._native_batch_norm_legit_no_training
 _FUSED = {aten.relu, aten.relu6, aten.hardtanh, aten.gelu, aten.silu, aten.hardswish}
-_HIGHEST = 255
 _MATRIX = 2
 
 
@@ -132,7 +132,7 @@ def activation_grid(quantizer: Quantizer) -> ActivationGrid | None:
     if not isinstance(quantizer, Uniform) or parameter_shape(quantizer).numel() != 1:
         return None
     zero = -quantizer.lowest if quantizer.zero_point is None else int(quantizer.zero_point)
-    if not 0 <= zero <= _HIGHEST:
+    if not 0 <= zero <= HIGHEST_CODE:
         return None
     return ActivationGrid(float(quantizer.scale), zero, quantizer.levels - 1)
 
@@ -147,7 +147,7 @@ def _marked(quantized: QuantizedGraph) -> tuple[fx.GraphModule, dict[str, Site]]
     marking = _Marking(edit)
     for node in edit.graph.find_nodes(op="call_function", target=aten.fake_quantize_per_tensor_affine.default):
         scale, zero, lowest, highest = cast("tuple[float, int, int, int]", node.args[1:])
-        if (lowest, highest) == (0, _HIGHEST):  # others, of a network that came with some, torch exports
+        if (lowest, highest) == (0, HIGHEST_CODE):  # others, of a network that came with some, torch exports
             key = f"output of {node.name}"
             sites[key] = ActivationGrid(scale, zero, highest)
             marking.put_for(node, Mark(key))

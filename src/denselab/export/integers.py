@@ -32,11 +32,13 @@ from denselab.export.packed_weights import byte_table, pack, parts_of
 OPSET = 21
 """The first with types of 4 bits."""
 
+HIGHEST_CODE = 255
+"""Of uint8."""
+
 _DOMAIN = "denselab"
 _MARK = "Mark"
 _INT8 = np.iinfo(np.int8)
 _INT32_HIGHEST = np.iinfo(np.int32).max
-_HIGHEST = np.iinfo(np.uint8).max
 _BYTE, _HALF_BYTE = 8, 4
 _WITH_BIAS = 3
 
@@ -193,7 +195,7 @@ class _Lowering:
 
     def _activation(self, x: str, grid: ActivationGrid) -> str:
         scale, zero = np.array(grid.scale, np.float32), np.array(grid.zero_point, np.uint8)
-        if grid.highest < _HIGHEST:
+        if grid.highest < HIGHEST_CODE:
             ends = (np.array((code - grid.zero_point) * grid.scale, np.float32) for code in (0, grid.highest))
             x = self.add("Clip", x, *map(self.constant, ends))
         parameters = self.constant(scale), self.constant(zero)
