@@ -2,9 +2,9 @@
 
 Activations are measured where their bits are to be chosen; else they have the bits that they will have.
 
-Sensitivity costs a pass forward per side, width and batch, so it is measured at the few lowest widths, where it stands
-above rounding. Errors, changes and gradients are of the method's own quantizers, in the network as it folds it: give a
-method that fits in seconds, not one that optimises.
+Sensitivity costs a pass forward per side, width and batch, through what follows the side, so it is measured at the few
+lowest widths, where it stands above rounding. Errors, changes and gradients are of the method's own quantizers, in the
+network as it folds it: give a method that fits in seconds, not one that optimises.
 
 Pair terms (CLADO, arXiv:2307.05657; Mix-QViT's integer quadratic program) are measured at one width for the groups that
 change the output most: with S_ij the change when both are quantized, c = (S_ij - S_i - S_j) / sqrt(S_i S_j), and every
@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from denselab.compress.bit_losses import Importance, Interaction, Measured, Side
+from denselab.compress.blocks import Blocks, Values, find_blocks
 from denselab.compress.graph import Axis, Graph, Hook
 from denselab.compress.methods.method import Calibration, Method
 from denselab.compress.observing import Stats
@@ -94,7 +95,7 @@ def measure(
     of_groups = {group.key: _free_sides(group, activation_bits is None) for group in found}
     sides = [side for each in of_groups.values() for side in each]
     keys = [key for side in sides for key in side]
-    values = _Values(
+    values = _OfSides(
         errors={side: dict[int, float]() for side in sides},
         changes={side: dict[int, float]() for side in sides},
         fisher={side: dict[int, float]() for side in sides},
@@ -149,7 +150,7 @@ def measure(
 
 
 @dataclass(frozen=True)
-class _Values:
+class _OfSides:
     """What is measured, by side and bits."""
 
     errors: dict[_Sites, dict[int, float]]
@@ -218,33 +219,58 @@ def _errors(fitted: QuantizedGraph, batches: Sequence[Tensor], keys: Iterable[st
     return {key: each.compute() for key, each in noises.items()}
 
 
-def _mean_change(
-    fitted: QuantizedGraph, batches: Sequence[Tensor], wanted: Sequence[Any], calibration: Calibration, keys: _Sites
-) -> float:
-    """Of the output, when some sites are quantized. Raises InputError, naming the first, for NaN and infinity."""
+def _mean_changes(
+    fitted: QuantizedGraph, batches: Sequence[Tensor], calibration: Calibration, asked: Iterable[_Sites], label: str
+) -> dict[_Sites, float]:
+    """Of the output, when the sites of each entry, and no others, are quantized.
+
+    A run begins at the block that first reads one of them: until there it would be that of the float network.
+    Raises InputError, naming the first site of an entry, for NaN and infinity.
+    """
+    work = find_blocks(fitted.graph)
+    first_read: dict[str, int] = {}
+    for number, block in enumerate(work.blocks):
+        for key in block.graph.found.places:
+            first_read.setdefault(key, number)
+    begun_at: dict[int, list[_Sites]] = {}
+    for sites in dict.fromkeys(asked):
+        begun_at.setdefault(min(first_read[key] for key in sites), []).append(sites)
+    total = sum(map(len, begun_at.values()))
+    means: dict[_Sites, float] = {}
     with torch.no_grad():
-        changes = [
-            calibration.change(fitted.graph.run(pixels, hooks=_hooks(fitted, keys)), answer).double()
-            for pixels, answer in zip(batches, wanted, strict=True)
-        ]
-    mean = torch.cat(changes).mean().item()
-    if not math.isfinite(mean):
-        raise InputError(f"change: wanted finite numbers, got NaN or infinity when {keys[0]!r} is quantized")
-    return max(mean, 0.0)
+        wanted = [fitted.graph.run(pixels) for pixels in batches]
+        before = [work.start(pixels) for pixels in batches]
+        for number, block in enumerate(work.blocks):
+            for sites in begun_at.get(number, ()):
+                hooks = _hooks(fitted, sites)
+                changes = [
+                    calibration.change(_answer(work, number, values, hooks), answer).double()
+                    for values, answer in zip(before, wanted, strict=True)
+                ]
+                mean = torch.cat(changes).mean().item()
+                if not math.isfinite(mean):
+                    raise InputError(
+                        f"change: wanted finite numbers, got NaN or infinity when {sites[0]!r} is quantized"
+                    )
+                means[sites] = max(mean, 0.0)
+                calibration.say(f"{label} {len(means)} of {total}")
+            before = [block.run(values) for values in before]
+    return means
 
 
-def _answers(fitted: QuantizedGraph, batches: Sequence[Tensor]) -> list[Any]:
-    with torch.no_grad():
-        return [fitted.graph.run(pixels) for pixels in batches]
+def _answer(work: Blocks, number: int, values: Values, hooks: Mapping[str, Hook]) -> Any:
+    """What comes out at the end of what goes into a block, with hooks there and behind it."""
+    for block in work.blocks[number:]:
+        values = block.run(values, {key: hook for key, hook in hooks.items() if key in block.graph.found.places})
+    return work.answer(values)
 
 
 def _changes(
-    fitted: QuantizedGraph, batches: Sequence[Tensor], calibration: Calibration, width: int, values: _Values
+    fitted: QuantizedGraph, batches: Sequence[Tensor], calibration: Calibration, width: int, values: _OfSides
 ) -> None:
-    wanted = _answers(fitted, batches)
-    for number, side in enumerate(values.changes, start=1):
-        values.changes[side][width] = _mean_change(fitted, batches, wanted, calibration, side)
-        calibration.say(f"losses at {width} bits: sensitivity of {number} of {len(values.changes)}")
+    label = f"losses at {width} bits: sensitivity of"
+    for side, mean in _mean_changes(fitted, batches, calibration, values.changes, label).items():
+        values.changes[side][width] = mean
 
 
 def _interactions(
@@ -252,7 +278,7 @@ def _interactions(
     batches: Sequence[Tensor],
     calibration: Calibration,
     of_groups: _Sides,
-    values: _Values,
+    values: _OfSides,
     width: int,
     most_pairs_of: int,
 ) -> tuple[Interaction, ...]:
@@ -266,16 +292,16 @@ def _interactions(
 
     ranked = sorted((group for group, sides in of_groups.items() if sides), key=own, reverse=True)[:most_pairs_of]
     pairs = list(itertools.combinations(ranked, 2))
-    wanted = _answers(fitted, batches)
-    alone = {group: _mean_change(fitted, batches, wanted, calibration, free(group)) for group in ranked}
+    alone_and_together = [free(group) for group in ranked] + [free(one) + free(other) for one, other in pairs]
+    label = f"losses at {width} bits: pair terms of"
+    changes = _mean_changes(fitted, batches, calibration, alone_and_together, label)
     interactions: list[Interaction] = []
-    for number, (one, other) in enumerate(pairs, start=1):
-        both = _mean_change(fitted, batches, wanted, calibration, free(one) + free(other))
-        size = math.sqrt(alone[one] * alone[other])
+    for one, other in pairs:
+        alone, both = (changes[free(one)], changes[free(other)]), changes[free(one) + free(other)]
+        size = math.sqrt(alone[0] * alone[1])
         # A quadratic form that is nowhere negative has no share above 2.
-        share = min(max((both - alone[one] - alone[other]) / size, 0.0), 2.0) if size else 0.0
+        share = min(max((both - sum(alone)) / size, 0.0), 2.0) if size else 0.0
         interactions.append(Interaction(one, other, share))
-        calibration.say(f"losses at {width} bits: pair {number} of {len(pairs)}")
     return tuple(interactions)
 
 
