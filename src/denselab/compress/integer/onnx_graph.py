@@ -2,8 +2,8 @@
 
 What ONNX (opset 20) has no signed operator for is put together exactly:
 - BitShift takes unsigned types only, and Div truncates toward zero. Where no operand is negative, `x >> n` is Div by
-  2^n, or BitShift of uint32 where n varies by element. Else floor(x / d) = (x - Mod(x, d)) / d, as Mod with fmod = 0
-  has the sign of the divisor d > 0 and so leaves nothing to truncate.
+  2^n, or BitShift of uint32 where n varies by element. Else it is (x - (x & (2^n - 1))) / 2^n, and floor(x / d) is
+  (x - Mod(x, d)) / d, as Mod with fmod = 0 has the sign of the divisor d > 0: nothing is left to truncate. Mod is slow.
 - `x << n` is Mul by 2^n.
 - Min, Max and Clip of int64 are Where and Less: on x86-64 ONNX Runtime gives the wrong operand where the two differ in
   some of their upper halves (seen in 1.31; microsoft/onnxruntime#25280). Those of int32 are right.
@@ -15,7 +15,7 @@ A subgraph checks no bounds: the caller keeps inputs within those that the opera
 type and return int32.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -110,8 +110,7 @@ def add_layer_norm(graph: IntegerGraph, q: str, constants: IntegerLayerNorm) -> 
         graph, graph.add("ReduceSum", graph.add("Mul", wide, wide), graph.int64([-1])), constants.steps
     )
     factor = graph.add("Cast", graph.add("Div", graph.int64(INT32_MOST), root), to=TensorProto.INT32)
-    divisors = graph.int32(np.left_shift(2, constants.down))
-    shifted = _floor_div(graph, graph.add("Mul", centred, factor), divisors)
+    shifted = _shifted_right(graph, graph.add("Mul", centred, factor), graph.int32, np.add(constants.down, 1))
     return graph.add("Add", shifted, graph.int32(constants.bias))
 
 
@@ -133,10 +132,10 @@ def _shift_exp(graph: IntegerGraph, q: str, exp: ShiftExp) -> str:
     if exp.up > 0:
         q = graph.add("Mul", graph.add("Max", q, graph.int32(exp.lowest >> exp.up)), graph.int32(1 << exp.up))
     elif exp.up < 0:
-        q = _floor_div(graph, q, graph.int32(1 << -exp.up))
+        q = _shifted_right(graph, q, graph.int32, -exp.up)
     q = graph.add("Max", q, lowest)
-    more = graph.add("Add", q, _floor_div(graph, q, graph.int32(2)))
-    q = graph.add("Max", graph.add("Sub", more, _floor_div(graph, q, graph.int32(16))), lowest)
+    more = graph.add("Add", q, _shifted_right(graph, q, graph.int32, 1))
+    q = graph.add("Max", graph.add("Sub", more, _shifted_right(graph, q, graph.int32, 4)), lowest)
     steps = graph.add("Div", q, x0)  # neither is positive
     rest = graph.add("Sub", q, graph.add("Mul", steps, x0))
     line = graph.add("Mul", graph.add("Sub", rest, graph.int32(2 * exp.x0)), graph.int32(1 << exp.shift))
@@ -170,9 +169,10 @@ def _integer_sqrt(graph: IntegerGraph, squares: str, steps: int) -> str:
 def _rescale(graph: IntegerGraph, q: str, dyadic: Dyadic) -> str:
     product = graph.add("Mul", graph.add("Cast", q, to=TensorProto.INT64), graph.int64(dyadic.multiplier))
     divisor = graph.int64(np.left_shift(1, dyadic.shift))
-    odd = graph.add("Mod", _floor_div(graph, product, divisor), graph.int64(2))
+    odd = graph.add("Div", graph.add("BitwiseAnd", product, divisor), divisor)
     almost_half = graph.int64(np.left_shift(1, dyadic.shift - 1) - 1)
-    return _floor_div(graph, graph.add("Add", graph.add("Add", product, almost_half), odd), divisor)
+    rounded = graph.add("Add", graph.add("Add", product, almost_half), odd)
+    return _shifted_right(graph, rounded, graph.int64, dyadic.shift)
 
 
 def _clipped(graph: IntegerGraph, x: str, bits: int) -> str:
@@ -191,3 +191,10 @@ def _greater(graph: IntegerGraph, x: str, y: str) -> str:
 def _floor_div(graph: IntegerGraph, x: str, divisor: str) -> str:
     """floor(x / divisor) for a divisor above 0."""
     return graph.add("Div", graph.add("Sub", x, graph.add("Mod", x, divisor)), divisor)
+
+
+def _shifted_right(graph: IntegerGraph, x: str, constant: Callable[[ArrayLike], str], bits: ArrayLike) -> str:
+    """x >> bits of any sign. constant: of the type of x."""
+    power = np.left_shift(1, bits)
+    rest = graph.add("BitwiseAnd", x, constant(power - 1))
+    return graph.add("Div", graph.add("Sub", x, rest), constant(power))
