@@ -438,6 +438,21 @@ def test_killed_run_leaves_whole_files_only(tmp_path: Path, model: Path):
                     picture.load()
 
 
+def test_ctrl_c_says_once_that_it_came(predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    photo(tmp_path / "in" / "a.png")
+
+    def ctrl_c(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "label_files", ctrl_c)
+    code, _, err = predict(tmp_path / "in", "-o", tmp_path / "out")
+    assert code == 130
+    assert err == f"interrupted; finished results are in {tmp_path / 'out'}, --skip-existing does the rest\n"
+    monkeypatch.setattr(sys.modules["denselab.cli.predict"], "_find", ctrl_c)
+    code, _, err = predict(tmp_path / "in", "-o", tmp_path / "out")
+    assert (code, err) == (130, "interrupted\n")
+
+
 def test_start_imports_little(tmp_path: Path, model: Path):
     photo(tmp_path / "a.png")
     arguments = ["denselab", "predict", str(tmp_path / "a.png"), "-o", str(tmp_path / "out"), "--model", str(model)]

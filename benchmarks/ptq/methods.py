@@ -48,8 +48,8 @@ MIXED = {"mixed4": 4.0, "mixed3": 3.0}
 NAMES = [*(method.name for method in METHODS), I_VIT.name]
 OWN_RULE = {"lrp-qvit": Importance.LRP, "mix-qvit": Importance.LRP_TIMES_SENSITIVITY}
 SEED = 0
-MEASURED_BATCHES = 1
-"""Of 4 images, with which bits are chosen for dense models, as the command does."""
+MEASURED_IMAGES = 4
+"""With which bits are chosen for dense models, as the command does."""
 
 Score = Callable[[nn.Module], Headline]
 
@@ -90,7 +90,7 @@ def run(testbed: Testbed, work: Path, methods: list[str], bits: list[str]) -> No
                 continue
             if name in MIXED and measured is None:
                 importances = {Importance.SENSITIVITY, *OWN_RULE.values()}
-                few = replace(calibration, batches=list(islice(photos, MEASURED_BATCHES)))
+                few = replace(calibration, batches=list(islice(photos, MEASURED_IMAGES)))
                 seen = few if isinstance(subject.kind, Dense) else calibration
                 measured = measure(graph, stats, REPQ_VIT, seen, importances, start=subject.start)
             twin = record["cells"].get(f"{LRP_QVIT.name} {name}")

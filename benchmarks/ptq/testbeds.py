@@ -63,7 +63,7 @@ class Testbed:
             return Photos(subject, tuple(images[spread(len(images), self.calibration)]), at_once=32)
         items = self.dataset(work).split("train")
         chosen = [items[index] for index in spread(len(items), self.calibration)]
-        return Photos(subject, tuple(subject.seen(open_image(item.image)) for item in chosen), at_once=4)
+        return Photos(subject, tuple(subject.seen(open_image(item.image)) for item in chosen), at_once=1)
 
     def scorer(self, subject: Subject, work: Path) -> Callable[[nn.Module], Headline]:
         """What scores a network in the place of the subject's own."""
@@ -100,8 +100,8 @@ def top1(subject: Subject, images: Tensor, ids: Tensor) -> Callable[[nn.Module],
 
 
 def captured(network: nn.Module, pixels: Tensor) -> Graph:
-    """The graph of a network at the size of some images, norms folded."""
-    return fold_norms(capture(network, pixels, free=frozenset({Axis.BATCH})))
+    """The graph of a network at the size of some images, norms folded; of a single one, for one image at once."""
+    return fold_norms(capture(network, pixels, free=frozenset({Axis.BATCH}) if len(pixels) > 1 else frozenset()))
 
 
 TESTBEDS = {
@@ -110,8 +110,8 @@ TESTBEDS = {
         Testbed("cifar_vit", "cifar/vit", "cifar10", 128, 3000),
         Testbed("cifar_swin", "cifar/swin", "cifar10", 128, 3000),
         Testbed("street", "street", "camvid", 32, 58),
-        Testbed("camvid_vit", "camvid_semantic_vit/best.ckpt", "camvid", 32, 58),
-        Testbed("scenes_panoptic", "scenes_panoptic_kmax/best.ckpt", "scenes_one_camera", 16, 30),
-        Testbed("scenes_depth", "scenes_depth_polymax/best.ckpt", "scenes_one_camera", 16, 30),
+        Testbed("camvid_vit", "camvid_semantic_vit/best.ckpt", "half_camvid", 32, 117),
+        Testbed("scenes_panoptic", "small_scenes_panoptic_kmax/best.ckpt", "small_scenes_one_camera", 32, 75),
+        Testbed("scenes_depth", "small_scenes_depth_polymax/best.ckpt", "small_scenes_one_camera", 32, 75),
     )
 }

@@ -46,8 +46,11 @@ def main() -> None:
         if debug:
             raise
         sys.exit(_fail(f"error: {error}", 2))
-    except KeyboardInterrupt:
-        sys.exit(_fail("interrupted", 130))
+    except SystemExit as leaving:
+        # typer answers Ctrl-C by an exit that says nothing; a command that said something itself raises typer.Exit.
+        if leaving.__context__ is not None and isinstance(leaving.__context__.__cause__, KeyboardInterrupt):
+            _fail("interrupted", 130)
+        raise
     except Exception as error:
         if debug:
             raise

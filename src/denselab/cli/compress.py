@@ -126,7 +126,7 @@ def compress(
             f"interrupted; finished stages are in {options.work_folder}, the same command does the rest",
             file=sys.stderr,
         )
-        raise
+        raise typer.Exit(130) from None
     _print(outcome)
     try:
         if json_out is not None:

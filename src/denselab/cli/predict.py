@@ -73,7 +73,7 @@ def predict(
                 done.append(outcome)
         except KeyboardInterrupt:
             print(f"interrupted; finished results are in {out}, --skip-existing does the rest", file=sys.stderr)
-            raise
+            raise typer.Exit(130) from None
         _say_what_was_shrunk(done, predictor)
         _say_what_has_no_unit(predictor)
     failures += [_describe(outcome) for outcome in done if outcome.error is not None]

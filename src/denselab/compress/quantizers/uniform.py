@@ -8,6 +8,7 @@ round(v) - v inside the range and its end outside; of the data, 1 inside and 0 o
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -72,16 +73,33 @@ class Uniform:
 
     def straight_through(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """`values(codes(x))` to the last bit, differentiable in x and scale as in LSQ; NaN stays NaN."""
-        low, high = self._steps_from_zero()
-        steps = (x.to(self.scale.dtype) / self.scale).clamp(low, high)
-        # Added to an exact 0, so that the forward result is the rounded number itself.
-        return (steps.round().detach() + (steps - steps.detach())) * self.scale
+        return _StraightThrough.apply(x.to(self.scale.dtype), self.scale, *self._steps_from_zero())
 
     def _steps_from_zero(self) -> tuple[Tensor, Tensor]:
         zero = torch.zeros((), dtype=torch.int32, device=self.scale.device)
         zero_point = zero if self.zero_point is None else self.zero_point
         low, high = self.lowest - zero_point, self.highest - zero_point
         return low.to(self.scale.dtype), high.to(self.scale.dtype)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Numbers on the grid, in as few passes over them as there can be: memory is what they cost."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        steps = x / scale
+        ctx.save_for_backward(steps, scale, low, high)
+        return steps.round().clamp_(low, high).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        steps, scale, low, high = ctx.saved_tensors
+        inside = (steps >= low).logical_and_(steps <= high)
+        of_x = grad * inside if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[1]:
+            return of_x, None, None, None
+        per_scale = steps.round().clamp_(low, high).sub_(steps.mul(inside)).mul_(grad)
+        return of_x, per_scale.sum_to_size(scale.shape), None, None
 
 
 def lsq_scale(scale: Float[Tensor, "..."], elements: int, highest: int) -> Float[Tensor, "..."]:
