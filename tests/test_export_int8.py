@@ -99,8 +99,8 @@ def test_weights_are_quantized_per_channel(exported: dict[Precision, tuple[Path,
         if node.op_type == "DequantizeLinear" and tensors.get(node.input[0], np.empty(0)).ndim == 4:
             weight, scale = tensors[node.input[0]], tensors[node.input[1]]
             assert scale.shape == weight.shape[:1]
-            # Symmetric, and each channel's largest weight uses the whole range.
-            assert (np.abs(weight.astype(int)).max(axis=(1, 2, 3)) == 127).all()
+            # Symmetric, and each channel's largest weight uses the whole range in which no processor saturates.
+            assert (np.abs(weight.astype(int)).max(axis=(1, 2, 3)) == 64).all()
             seen += 1
     assert seen > 10
 

@@ -23,7 +23,7 @@ from denselab.compress.graph import Graph, capture
 from denselab.compress.methods.method import Calibration
 from denselab.compress.methods.min_max import MIN_MAX
 from denselab.compress.observing import observe
-from denselab.compress.plan import Granularity, Grid, QuantPlan, QuantSpec, equal_bits
+from denselab.compress.plan import Granularity, Grid, QuantPlan, QuantSpec, equal_bits, exact_everywhere
 from denselab.compress.quantizers import (
     AdaLog,
     Log2,
@@ -65,7 +65,8 @@ SWIN = {"img_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 16, "dep
 
 
 def quantize(graph: Graph, pixels: torch.Tensor, weights: int, activations: int) -> QuantizedGraph:
-    plan = QuantPlan.make(graph, MIN_MAX.name, MIN_MAX.spec, equal_bits(graph, weights, activations))
+    bits = exact_everywhere(graph, equal_bits(graph, weights, activations))
+    plan = QuantPlan.make(graph, MIN_MAX.name, MIN_MAX.spec, bits)
     return MIN_MAX.quantize(graph, observe(graph, [pixels]), plan, Calibration([pixels]))
 
 
@@ -94,12 +95,12 @@ def marked(op: str, weight: StoredWeight, bias: np.ndarray, x_shape: list[int | 
 
 
 def random_weight(shape: tuple[int, ...], zero: int | None = None, seed: int = 0) -> StoredWeight:
-    """8 bits; zero None: zero points so far apart that codes do not fit int8."""
+    """7 bits; zero None: zero points so far apart that codes are out of range."""
     rng = np.random.default_rng(seed)
     channels = shape[0]
-    zeros = rng.integers(0, 256, channels) if zero is None else np.full(channels, zero)
-    scale = rng.uniform(0.001, 0.002, channels).astype(np.float32)
-    return StoredWeight(rng.integers(0, 256, shape), 8, scale, zeros.astype(np.int32), 0, True)
+    zeros = rng.integers(0, 128, channels) if zero is None else np.full(channels, zero)
+    scale = rng.uniform(0.002, 0.004, channels).astype(np.float32)
+    return StoredWeight(rng.integers(0, 128, shape), 7, scale, zeros.astype(np.int32), 0, True)
 
 
 def numbers_of(weight: StoredWeight) -> np.ndarray:
@@ -107,7 +108,7 @@ def numbers_of(weight: StoredWeight) -> np.ndarray:
     return ((weight.codes - weight.zero_point.reshape(beside)) * weight.scale.reshape(beside)).astype(np.float32)
 
 
-@pytest.mark.parametrize("zero", [128, None])
+@pytest.mark.parametrize("zero", [64, None])
 def test_a_linear_layer_and_a_convolution(zero: int | None) -> None:
     rng = np.random.default_rng(1)
     bias = rng.standard_normal(6).astype(np.float32)
@@ -127,7 +128,7 @@ def test_a_linear_layer_and_a_convolution(zero: int | None) -> None:
 
 
 def test_a_bias_that_no_int32_holds_is_added_in_float() -> None:
-    weight = replace(random_weight((2, 4), 128), scale=np.array([1e-3, 1e-12], np.float32))
+    weight = replace(random_weight((2, 4), 64), scale=np.array([1e-3, 1e-12], np.float32))
     bias = np.array([0.5, 3.0], np.float32)
     x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
     for got in run_everywhere(marked("Gemm", weight, bias, ["rows", 4], transB=1), {"x": x}).values():
@@ -136,7 +137,7 @@ def test_a_bias_that_no_int32_holds_is_added_in_float() -> None:
 
 def test_multiplications_are_counted_where_they_run() -> None:
     """Known by hand: 10 x 64 x 32 in integers; twice as many beside them in float."""
-    model = marked("Gemm", random_weight((64, 32), 128), np.ones(64, np.float32), ["rows", 32], transB=1)
+    model = marked("Gemm", random_weight((64, 32), 64), np.ones(64, np.float32), ["rows", 32], transB=1)
     inputs = {"x": np.ones((10, 32), np.float32)}
     assert executed_integers(model, inputs) == {"openvino": 1.0, "onnxruntime": 1.0}
     model.graph.initializer.append(numpy_helper.from_array(np.ones((64, 64), np.float32), "more"))
@@ -294,7 +295,8 @@ def dense() -> tuple[DensePredictor, QuantizedGraph]:
     model = tiny_model()
     pixels = torch.stack([torch.tensor(image).permute(2, 0, 1) / 255 for image in PHOTOS.images])
     graph = fold_norms(capture(model, pixels[:2]))
-    plan = QuantPlan.make(graph, MIN_MAX.name, MIN_MAX.spec, equal_bits(graph, 8, 8))
+    bits = exact_everywhere(graph, equal_bits(graph, 8, 8))
+    plan = QuantPlan.make(graph, MIN_MAX.name, MIN_MAX.spec, bits)
     stats = observe(graph, [pixels], fewest_images=1)
     return model, MIN_MAX.quantize(graph, stats, plan, Calibration([pixels]))
 
@@ -328,7 +330,8 @@ def test_a_dense_model_at_any_size(
     for session in (OnnxRuntimeSession(exported[0]), OpenVinoSession(exported[0], precision="f32")):
         got = session.run(image)
         assert got["class_ids"].shape == size_hw
-        assert agreement("semantic", wanted, got) >= 0.99, session.engine
+        # An untrained network is undecided at many pixels; one code that is rounded the other way turns them.
+        assert agreement("semantic", wanted, got) >= 0.98, session.engine
 
 
 def test_the_receipt_says_what_ran(
@@ -352,7 +355,7 @@ def test_the_receipt_says_what_ran(
     assert dict(info.receipt) == json.loads(json.dumps(receipt.to_dict()))
     assert info.compression is not None
     assert info.compression.method == "minmax"
-    assert info.compression.mean_weight_bits == info.compression.mean_activation_bits == 8
+    assert (info.compression.mean_weight_bits, info.compression.mean_activation_bits) == (7, 8)
     assert len(info.compression.plan_sha256) == 64
     assert info.compression.simulated == 0
 

@@ -51,12 +51,12 @@ def test_bytes_by_hand() -> None:
     assert [each.tolist() for each in pack(codes, 3)] == [[0b01_00_11_10, 0b11], [0b11001]]
     assert [each.tolist() for each in pack(np.array([1, 15, 7]), 4)] == [[0xF1, 0x07]]
     assert [each.tolist() for each in pack(np.array([3, 0, 2, 1]), 2)] == [[0b01_10_00_11]]
-    assert [parts_of(bits) for bits in (2, 3, 5, 6, 7)] == [(2,), (2, 1), (4, 1), (4, 2), (4, 2, 1)]
+    assert [parts_of(bits) for bits in (2, 3, 5, 6)] == [(2,), (2, 1), (4, 1), (4, 2)]
     assert byte_table(2)[0b01_10_00_11].tolist() == [3, 0, 2, 1]
     assert byte_table(1, 2)[0b11001].tolist() == [4, 0, 0, 4, 4, 0, 0, 0]
 
 
-@pytest.mark.parametrize("bits", range(1, 8))
+@pytest.mark.parametrize("bits", range(1, 7))
 def test_codes_come_back_and_take_their_bits(bits: int) -> None:
     for count in (0, 1, 5, 8, 8 * 31):
         codes = np.random.default_rng(count).integers(0, 2**bits, count)
@@ -65,13 +65,16 @@ def test_codes_come_back_and_take_their_bits(bits: int) -> None:
         assert sum(len(each) for each in packed) == packed_bytes(count, bits)
         if count % 8 == 0:
             assert packed_bytes(count, bits) == count * bits // 8
-    assert packed_bytes(9, 8) == 9
+    assert packed_bytes(9, 7) == packed_bytes(9, 8) == 9
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("integer", [True, False])
 def test_engines_unpack_every_width(bits: int, integer: bool) -> None:
-    """Zero points apart, so that some of 8 bits leave a remainder, and a count that fills no byte."""
+    """Zero points apart, so that some of 7 and 8 bits leave a remainder, and a count that fills no byte.
+
+    The codes of 8 bits are such that no processor saturates: it is what is written that is tested.
+    """
     codes, rng = codes_of(bits), np.random.default_rng(1)
     scale = rng.uniform(0.01, 0.02, OUTPUTS).astype(np.float32)
     zero = rng.integers(0, 2**bits, OUTPUTS).astype(np.int32)
@@ -95,7 +98,7 @@ def test_engines_look_numbers_up(channels: int) -> None:
         np.testing.assert_allclose(got, as_read(x) @ weight.T, rtol=1e-4, atol=1e-4, err_msg=engine)
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 7, 8])
 def test_bytes_in_the_file(bits: int) -> None:
     """Measured from the file: it grows by the packed codes, nothing else."""
 

@@ -110,8 +110,8 @@ TESTBEDS = {
         Testbed("cifar_vit", "cifar/vit", "cifar10", 128, 3000),
         Testbed("cifar_swin", "cifar/swin", "cifar10", 128, 3000),
         Testbed("street", "street", "camvid", 32, 58),
-        Testbed("camvid_vit", "camvid_semantic_vit/best.ckpt", "half_camvid", 32, 117),
-        Testbed("scenes_panoptic", "small_scenes_panoptic_kmax/best.ckpt", "small_scenes_one_camera", 32, 75),
-        Testbed("scenes_depth", "small_scenes_depth_polymax/best.ckpt", "small_scenes_one_camera", 32, 75),
+        Testbed("camvid_vit", "camvid_semantic_vit/best.ckpt", "half_camvid", 16, 78),
+        Testbed("scenes_panoptic", "small_scenes_panoptic_kmax/best.ckpt", "small_scenes_one_camera", 16, 50),
+        Testbed("scenes_depth", "small_scenes_depth_polymax/best.ckpt", "small_scenes_one_camera", 16, 50),
     )
 }

@@ -18,13 +18,19 @@ from denselab.compress.graph import Graph
 from denselab.compress.measure_losses import IMAGES, WIDTHS, measure
 from denselab.compress.methods.method import Calibration, Method
 from denselab.compress.observing import Stats
-from denselab.compress.plan import KEPT, Kept, allocated_bits
+from denselab.compress.plan import KEPT, MOST_WEIGHT_BITS, Kept, allocated_bits
 from denselab.compress.relevance.scores import Start
 from denselab.compress.site_groups import FLOAT_BYTES, SiteGroup, float_elements, site_groups
 from denselab.errors import InputError
+from denselab.export.packed_weights import packed_bytes
 
 CANDIDATES = tuple(itertools.product(WIDTHS, WIDTHS))
 """Pairs of bits that a group may choose: of weights, of activations."""
+
+EXACT_CANDIDATES = tuple(
+    itertools.product((*(width for width in WIDTHS if width < MOST_WEIGHT_BITS), MOST_WEIGHT_BITS), WIDTHS)
+)
+"""The same for what becomes a file: see MOST_WEIGHT_BITS."""
 
 FLOATS = "float32 parameters"
 """Key of the group of what is stored as float32."""
@@ -151,7 +157,7 @@ def _group(
             activation_bits,
             loss(of_weights, weight_bits, bool(group.free_weights))
             + loss(of_activations, activation_bits, limited and not group.activations_kept),
-            -(-group.weight_elements * weight_bits // 8) + parameters,
+            packed_bytes(group.weight_elements, weight_bits) + parameters,
             times.get((weight_bits, activation_bits)),
         )
         for weight_bits, activation_bits in pairs

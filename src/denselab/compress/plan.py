@@ -59,6 +59,9 @@ class Kept(Enum):
 
 KEPT = frozenset({Kept.FIRST_INPUT, Kept.HEAD})
 
+MOST_WEIGHT_BITS = 7
+"""Of weights that engines multiply in integers: with 8, processors of x86 without VNNI saturate (`export.integers`)."""
+
 
 @dataclass(frozen=True)
 class QuantSpec:
@@ -133,6 +136,12 @@ def equal_bits(graph: Graph, weights: int, activations: int, kept: Iterable[Kept
     """So many bits for every site by key, but 8 for what is kept."""
     at_8 = kept_sites(graph, kept)
     return {site.key: 8 if site.key in at_8 else weights if site.is_weight else activations for site in graph.sites}
+
+
+def exact_everywhere(graph: Graph, bits: Mapping[str, int]) -> dict[str, int]:
+    """The same bits, of weights at most MOST_WEIGHT_BITS: engines then say the same on every processor."""
+    sites = graph.found.by_key
+    return {key: min(each, MOST_WEIGHT_BITS) if sites[key].is_weight else each for key, each in bits.items()}
 
 
 def allocated_bits(

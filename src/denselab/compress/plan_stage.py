@@ -9,7 +9,7 @@ from denselab.compress.job import Job
 from denselab.compress.methods.all import measuring
 from denselab.compress.methods.method import Method
 from denselab.compress.observing import Stats
-from denselab.compress.plan import QuantPlan
+from denselab.compress.plan import MOST_WEIGHT_BITS, QuantPlan, exact_everywhere
 from denselab.compress.round_sums import round_sums
 from denselab.compress.small_file import small_model
 from denselab.compress.stages import decides
@@ -25,6 +25,14 @@ def given_plan(job: Job) -> QuantPlan:
     plan, source = job.given, job.options.plan
     assert plan is not None
     assert source is not None
+    wide = [
+        key for key in plan.specs if job.graph.found.by_key[key].is_weight and plan.specs[key].bits > MOST_WEIGHT_BITS
+    ]
+    if wide:
+        job.say(
+            f"{len(wide)} weights of 8 bits, such as {wide[0]}: engines multiply them wrongly on processors of x86 "
+            f"without VNNI; {MOST_WEIGHT_BITS} bits are exact everywhere"
+        )
     path = job.work.folder / PLAN
     if path.exists() and source.resolve() == path.resolve():
         return plan
@@ -54,6 +62,7 @@ def chosen_plan(job: Job, stats: Stats, measured: Measured, budget: Budget) -> Q
         "method": job.method.name,
         "importance": importance.value,
         "kept": sorted(each.value for each in job.options.kept),
+        "most_weight_bits": MOST_WEIGHT_BITS,
         "left_float": sorted(left_float),
         "seed": seed,
         "sensitivity": job.work.sha256("sensitivity.json"),
@@ -86,4 +95,5 @@ def _plan_of(job: Job, method: Method, chosen: ChosenBits, left_float: Set[str])
             "--budget: wanted something to quantize beside products of two activations, which stay in float, got "
             "nothing; give --quantize-attention"
         )
+    planned = exact_everywhere(job.graph, planned)
     return QuantPlan.make(job.graph, method.name, method.spec, planned, job.options.kept)

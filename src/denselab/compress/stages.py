@@ -9,7 +9,7 @@ from torch import Tensor
 from denselab.compress.bit_losses import Importance, Measured
 from denselab.compress.budgets import Budget, limits_activations
 from denselab.compress.job import Job
-from denselab.compress.measure_losses import WIDTHS, measure
+from denselab.compress.measure_losses import measure
 from denselab.compress.methods.all import measuring
 from denselab.compress.names import MethodName
 from denselab.compress.observing import Stats, observe
@@ -17,7 +17,7 @@ from denselab.compress.options import BY_LRP
 from denselab.compress.relevance.scores import SavedRelevance, gradient_times_activation
 from denselab.compress.sites import SiteList
 from denselab.compress.small_file import float_file
-from denselab.compress.within_budget import only_8
+from denselab.compress.within_budget import candidates, only_8
 from denselab.files import atomic_path
 
 _PAIRS = 6
@@ -87,9 +87,10 @@ def decides(job: Job, budget: Budget) -> Importance:
 def losses(job: Job, stats: Stats, scores: SavedRelevance, budget: Budget) -> Measured:
     """What bits lose at every site, so far as the budget gives them out."""
     importance, method = decides(job, budget), measuring(job.method)
-    widths = (8,) if only_8(budget) else WIDTHS
     pairs = _PAIRS if job.name is MethodName.MIX_QVIT and not only_8(budget) else 0
-    activation_bits = None if limits_activations(budget) else _ACTIVATION_BITS
+    limited = limits_activations(budget)
+    widths = sorted({width for pair in candidates(budget) for width in (pair if limited else pair[:1])})
+    activation_bits = None if limited else _ACTIVATION_BITS
     by_lrp = importance in BY_LRP
     made_with = {
         **job.made_with,
@@ -97,7 +98,7 @@ def losses(job: Job, stats: Stats, scores: SavedRelevance, budget: Budget) -> Me
         "importance": importance.value,
         "method": method.name,
         "kept": sorted(each.value for each in job.options.kept),
-        "widths": list(widths),
+        "widths": widths,
         "pairs": pairs,
         "images": job.measured_images,
         "relevance": job.work.sha256("relevance.json") if by_lrp else None,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from denselab.compress.bit_losses import Importance
 from denselab.compress.budgets import parse_budget
-from denselab.compress.choose_bits import choose_bits
+from denselab.compress.choose_bits import EXACT_CANDIDATES, choose_bits
 from denselab.compress.fold_norms import fold_norms
 from denselab.compress.graph import ANY_SIZE, Axis, Graph
 from denselab.compress.graph import capture as captured
@@ -25,7 +25,7 @@ from denselab.compress.methods.all import measuring, method_named
 from denselab.compress.methods.method import Calibration
 from denselab.compress.observing import Stats
 from denselab.compress.observing import observe as observe
-from denselab.compress.plan import KEPT, Kept, QuantPlan
+from denselab.compress.plan import KEPT, Kept, QuantPlan, exact_everywhere
 from denselab.compress.relevance.scores import Batches, Start
 from denselab.compress.relevance.sensitivity import Change, squared_change
 from denselab.compress.simulate import QuantizedGraph
@@ -54,6 +54,7 @@ def choose_plan(
 ) -> QuantPlan:
     """The plan of least loss within a budget such as "4.0bits", "2.5MB" or "0.25x": of the parameters, not of a file.
 
+    Weights have at most `plan.MOST_WEIGHT_BITS`.
     change: how far an answer is from another. start: what relevance asks about; see `choose_bits`, whose errors these
     are, as are those of `parse_budget`.
     """
@@ -65,10 +66,11 @@ def choose_plan(
         Calibration(batches, change, seed),
         parse_budget(budget, float_bytes(graph)),
         importance,
+        EXACT_CANDIDATES,
         kept=kept,
         start=start,
     ).bits
-    return QuantPlan.make(graph, chosen.name, chosen.spec, bits, kept)
+    return QuantPlan.make(graph, chosen.name, chosen.spec, exact_everywhere(graph, bits), kept)
 
 
 def quantize(

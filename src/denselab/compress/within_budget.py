@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 from denselab.compress.bit_losses import Importance, Measured, side_losses
 from denselab.compress.budgets import Budget, Bytes, FloatShare, MeanBits, Milliseconds, budget_text
-from denselab.compress.choose_bits import CANDIDATES, ChosenBits, bits_within
+from denselab.compress.choose_bits import EXACT_CANDIDATES, ChosenBits, bits_within
 from denselab.compress.graph import Graph
-from denselab.compress.plan import QuantPlan
+from denselab.compress.plan import MOST_WEIGHT_BITS, QuantPlan
 from denselab.compress.receipt import Receipt
-from denselab.compress.site_groups import float_elements, site_groups
+from denselab.compress.site_groups import FLOAT_BYTES, float_elements, site_groups
 from denselab.errors import InputError
+from denselab.export.packed_weights import packed_bytes
 
 CURVE_BITS = (2.5, 3, 3.5, 4, 5, 6, 7, 8)
 METADATA_BYTES = 4096
@@ -55,6 +56,11 @@ def only_8(budget: Budget) -> bool:
             return False
 
 
+def candidates(budget: Budget) -> tuple[tuple[int, int], ...]:
+    """The pairs of bits that a file within a budget may choose from."""
+    return ((MOST_WEIGHT_BITS, 8),) if only_8(budget) else EXACT_CANDIDATES
+
+
 def float_products(graph: Graph) -> frozenset[str]:
     """Keys of the operands of products of two activations, such as those of attention.
 
@@ -83,14 +89,13 @@ def bits_for(
     """
 
     def solved(wanted: Budget) -> ChosenBits:
-        candidates = ((8, 8),) if only_8(wanted) else CANDIDATES
-        return bits_within(graph, measured, wanted, importance, candidates, seed=seed)
+        return bits_within(graph, measured, wanted, importance, candidates(wanted), seed=seed)
 
     match budget:
         case Milliseconds():
             return solved(MeanBits(8))
         case Bytes() | FloatShare():
-            fewest = [(min(pair[0] for pair in CANDIDATES), 8)]
+            fewest = [(min(pair[0] for pair in EXACT_CANDIDATES), 8)]
             smallest = bits_within(graph, measured, Bytes(_ANY), importance, fewest, seed=seed)
             return _within_bytes(budget, solved, smallest, draft_bytes)
         case _:
@@ -105,8 +110,8 @@ def check_met(budget: Budget, receipt: Receipt) -> None:
             best = receipt.small_ms[engine]
             if best > most * _MISSED:
                 raise InputError(
-                    f"--budget {budget_text(budget)}: cannot be met; the nearest is {best:.2f}ms ({engine}, all at 8 "
-                    f"bits, {receipt.threads} threads), as no engine computes faster in fewer bits"
+                    f"--budget {budget_text(budget)}: cannot be met; the nearest is {best:.2f}ms ({engine}, all in "
+                    f"integers, {receipt.threads} threads), as no engine computes faster in fewer bits"
                 )
         case Bytes() | FloatShare():
             most = _most_bytes(budget)
@@ -128,7 +133,9 @@ def curve(graph: Graph, measured: Measured, importance: Importance, seed: int) -
     for bits in CURVE_BITS:
         budget = MeanBits(bits, bits if measured.of_activations else None)
         try:
-            chosen = bits_within(graph, measured, budget, importance, seed=seed, time_limit_s=_CURVE_S)
+            chosen = bits_within(
+                graph, measured, budget, importance, EXACT_CANDIDATES, seed=seed, time_limit_s=_CURVE_S
+            )
         except InputError:
             continue
         found.append(CurvePoint.of(chosen))
@@ -138,20 +145,22 @@ def curve(graph: Graph, measured: Measured, importance: Importance, seed: int) -
 def plan_point(graph: Graph, measured: Measured, importance: Importance, plan: QuantPlan) -> CurvePoint | None:
     """Where a plan lies among the points of `curve`; None for bits that were not measured."""
     losses = side_losses(measured, importance)
-    total, parameters = 0.0, float_elements(graph) * 32
+    total, parameters = 0.0, FLOAT_BYTES * float_elements(graph)
     for group in site_groups(graph, measured.kept):
         for weighs, keys in ((True, group.weights), (False, group.activations)):
             side = (measured.weights if weighs else measured.activations)[group.key]
             widths = {plan.specs[key].bits if key in plan.specs else _FLOAT_BITS for key in keys}
-            parameters += 8 * side.parameter_bytes
+            parameters += side.parameter_bytes
             if weighs and keys:
-                parameters += group.weight_elements * max(widths)
+                bits = max(widths)
+                few = bits < _FLOAT_BITS
+                parameters += packed_bytes(group.weight_elements, bits) if few else FLOAT_BYTES * group.weight_elements
             widths -= {_FLOAT_BITS}
             found = losses[0 if weighs else 1][group.key]
             if found and not widths <= found.keys():
                 return None
             total += max((found[width] for width in widths), default=0.0) if found else 0.0
-    return CurvePoint("this plan", -(-parameters // 8), total)
+    return CurvePoint("this plan", parameters, total)
 
 
 def _within_bytes(

@@ -5,12 +5,17 @@ which was found by looking at the graphs that they execute (ONNX Runtime 1.31, O
 
 - Activations are QuantizeLinear and DequantizeLinear on uint8, cut off before where a grid has fewer levels.
 - Weights are int8 whose number 0 has code 0: with other zero points OpenVINO computes convolutions in float, and linear
-  layers with inputs quantized anew. Codes minus zero point fit int8 but for some of 8 bits; of those
-  W = s (q - 128) + s (128 - z), and the second part, one number per output channel, multiplies the sum of the inputs.
+  layers with inputs quantized anew.
+- Weights of fewer than 8 bits stay within -64..64: on processors of x86 without VNNI both engines add two products of
+  uint8 and int8 in 16 bits, where 255 * 127 * 2 saturates and 255 * 64 * 2 does not. Weights of 8 bits are exact on
+  other processors alone.
+- Where codes minus zero points are not in that range, W = s (q - c) + s (c - z), c the middle code; the second part,
+  one number per output channel, multiplies the sum of the inputs.
 - Linear layers are MatMul, and Add of a float bias: both engines fuse the integers, and the rank may be any. (Gemm on
   rows is as fast in ONNX Runtime, and half as fast in OpenVINO.)
 - Convolutions and Gemm have int32 biases on the product of both scales, which ONNX Runtime asks for. Its convolutions
   are integer only if their output is quantized too.
+- Codes of 7 bits take a byte each, which needs no unpacking.
 - Weights of products in float are looked up among numbers: a cast and a scale would make OpenVINO quantize inputs.
 
 What makes a `QuantizedGraph` ready for this is `denselab.compress.to_onnx`.
@@ -27,7 +32,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from denselab.export.packed_weights import byte_table, pack, parts_of
+from denselab.export.packed_weights import WHOLE_BYTE, byte_table, pack, parts_of
 
 OPSET = 21
 """The first with types of 4 bits."""
@@ -38,6 +43,7 @@ HIGHEST_CODE = 255
 _DOMAIN = "denselab"
 _MARK = "Mark"
 _INT8 = np.iinfo(np.int8)
+_NEVER_SATURATES = 64
 _INT32_HIGHEST = np.iinfo(np.int32).max
 _BYTE, _HALF_BYTE = 8, 4
 _WITH_BIAS = 3
@@ -115,7 +121,7 @@ def lowered(model: ModelProto, sites: Mapping[str, Site]) -> ModelProto:
 
 
 def has_remainder(weight: StoredWeight) -> bool:
-    """Whether codes minus zero point do not fit int8, so that only a linear layer or plain convolution takes them."""
+    """Whether codes minus zero point are out of range, so that only a linear layer or plain convolution takes them."""
     return bool(_remainder(weight).any())
 
 
@@ -203,7 +209,7 @@ class _Lowering:
 
     def _integer_weight(self, weight: StoredWeight) -> str:
         shift = _along(_shift(weight), weight)
-        if weight.bits == _BYTE:
+        if weight.bits in WHOLE_BYTE:
             codes = self.constant((weight.codes - shift).astype(np.int8))
         else:
             moved = self.add("Sub", self._codes(weight), self.constant(shift))
@@ -227,7 +233,7 @@ class _Lowering:
     def _codes(self, weight: StoredWeight | TableWeight) -> str:
         """Codes as int32, stored in their bits."""
         codes, bits = weight.codes, weight.bits
-        if bits == _BYTE:
+        if bits in WHOLE_BYTE:
             return self.add("Cast", self.constant(codes.astype(np.uint8)), to=TensorProto.INT32)
         packed = pack(codes.reshape(-1), bits)
         if bits == _HALF_BYTE:
@@ -280,7 +286,7 @@ class _Lowering:
         return self._plus(y, total, None if rest is None else rest.reshape(beside))
 
     def _rest_of_product(self, x: str, weight: StoredWeight) -> str:
-        """What codes that do not fit int8 leave to add; "" where all fit."""
+        """What codes that are out of range leave to add; "" where none is."""
         factor = _remainder(weight)
         if not factor.any():
             return ""
@@ -328,8 +334,9 @@ def _shift(weight: StoredWeight) -> Integer[NDArray[np.int32], "K"]:
     others = tuple(axis for axis in range(weight.codes.ndim) if axis != weight.axis or len(weight.scale) == 1)
     low, high = (np.atleast_1d(each) for each in (weight.codes.min(axis=others), weight.codes.max(axis=others)))
     zero = weight.zero_point
-    fits = (low - zero >= _INT8.min) & (high - zero <= _INT8.max)
-    return np.where(fits, zero, -_INT8.min).astype(np.int32)
+    least, most = (_INT8.min, _INT8.max) if weight.bits == _BYTE else (-_NEVER_SATURATES, _NEVER_SATURATES)
+    fits = (low - zero >= least) & (high - zero <= most)
+    return np.where(fits, zero, -least).astype(np.int32)
 
 
 def _remainder(weight: StoredWeight) -> Float[NDArray[np.float32], "K"]:

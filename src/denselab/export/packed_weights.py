@@ -1,7 +1,8 @@
 """Integer weights as few bits in a file, and the nodes that unpack them, which engines run once: when they load it.
 
-8 bits are stored as they are, 4 bits as the ONNX type UINT4. Codes of other widths are split into parts of 4, 2 and 1
-bits (3 = 2 + 1, 7 = 4 + 2 + 1), so that whole numbers of them fill a byte, the first in the lowest bits: 8 codes of 3
+8 bits are stored as they are, and so are 7, for the tables of the last bit are larger than what it saves in a small
+network; 4 bits are stored as the ONNX type UINT4. Codes of other widths are split into parts of 4, 2 and 1 bits
+(3 = 2 + 1, 6 = 4 + 2), so that whole numbers of them fill a byte, the first in the lowest bits: 8 codes of 3
 bits take 3 bytes. A byte is unpacked by looking it up in a table of the codes in it. Shifts and bitwise operations
 would be plainer, but OpenVINO (2026.4) neither computes them at load nor computes them right.
 """
@@ -12,17 +13,20 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 from numpy.typing import NDArray
 
+WHOLE_BYTE = (7, 8)
+"""Bits of codes that are stored as bytes."""
+
 _PARTS = (4, 2, 1)
 
 
 def parts_of(bits: int) -> tuple[int, ...]:
-    """Widths in bits of the parts of a code of 1 to 7 bits, that of its highest bits first."""
+    """Widths in bits of the parts of a code of 1 to 6 bits, that of its highest bits first."""
     return tuple(part for part in _PARTS if bits & part)
 
 
 def packed_bytes(count: int, bits: int) -> int:
     """Bytes that so many codes take."""
-    return count if bits == 8 else sum(-(-count * part // 8) for part in parts_of(bits))
+    return count if bits in WHOLE_BYTE else sum(-(-count * part // 8) for part in parts_of(bits))
 
 
 def pack(codes: Integer[NDArray[np.integer], "count"], bits: int) -> tuple[UInt8[NDArray[np.uint8], "bytes"], ...]:

@@ -92,7 +92,8 @@ class _StraightThrough(torch.autograd.Function):
         return steps.round().clamp_(low, high).mul_(scale)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grad_outputs
         steps, scale, low, high = ctx.saved_tensors
         inside = (steps >= low).logical_and_(steps <= high)
         of_x = grad * inside if ctx.needs_input_grad[0] else None
