@@ -22,7 +22,9 @@ from denselab.compress.plan import (
     QuantSpec,
     allocated_bits,
     equal_bits,
+    exact_everywhere,
     kept_sites,
+    wide_weights,
 )
 from denselab.errors import InputError
 
@@ -51,6 +53,18 @@ def test_bits(graph: Graph) -> None:
     assert bits["widen/linear/input"] == 6
     assert set(equal_bits(graph, 4, 4, kept=()).values()) == {4}
     assert kept_sites(graph, [Kept.FIRST_WEIGHT]) == {"stem/conv/weight"}
+
+
+def test_weights_of_8_bits_are_named_and_7_are_exact_everywhere(graph: Graph) -> None:
+    bits = equal_bits(graph, 8, 8)
+    exact = exact_everywhere(graph, bits)
+    assert {key: each for key, each in exact.items() if each != 7} == {
+        site.key: 8 for site in graph.sites if not site.is_weight
+    }
+    assert exact_everywhere(graph, equal_bits(graph, 4, 6))["widen/linear/weight"] == 4
+    wide, narrow = (QuantPlan.make(graph, MIN_MAX.name, MIN_MAX.spec, each) for each in (bits, exact))
+    assert wide_weights(graph, wide) == tuple(site.key for site in graph.sites if site.is_weight)
+    assert wide_weights(graph, narrow) == ()
 
 
 def test_what_methods_do_with_each_kind(graph: Graph, plan: QuantPlan) -> None:

@@ -48,6 +48,8 @@ MIXED = {"mixed4": 4.0, "mixed3": 3.0}
 NAMES = [*(method.name for method in METHODS), I_VIT.name]
 OWN_RULE = {"lrp-qvit": Importance.LRP, "mix-qvit": Importance.LRP_TIMES_SENSITIVITY}
 SEED = 0
+SAME_NETWORK = 1e-3
+"""How far the score of one network may lie apart on two machines."""
 MEASURED_IMAGES = 4
 """With which bits are chosen for dense models, as the command does."""
 
@@ -70,8 +72,12 @@ def run(testbed: Testbed, work: Path, methods: list[str], bits: list[str]) -> No
     calibration = Calibration(photos, subject.change, SEED)
     file = RESULTS / f"{testbed.name}.json"
     record: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    found = score(subject.network)
+    if abs(record.get("float", found.value) - found.value) > SAME_NETWORK:
+        raise SystemExit(
+            f"{file}: is of another network (float {record['float']:.4f}, got {found.value:.4f}); delete it"
+        )
     if "float" not in record:
-        found = score(subject.network)
         record = {
             "command": f"python benchmarks/ptq/methods.py {testbed.name}",
             "figure": found.name,

@@ -262,6 +262,12 @@ class QuantPlan:
         return plan
 
 
+def wide_weights(graph: Graph, plan: QuantPlan) -> tuple[str, ...]:
+    """Keys of the weights that have more than MOST_WEIGHT_BITS."""
+    sites = graph.found.by_key
+    return tuple(key for key, spec in plan.specs.items() if sites[key].is_weight and spec.bits > MOST_WEIGHT_BITS)
+
+
 def _head(graph: Graph) -> set[fx.Node]:
     """Of every output, the last product that leads to it: what joins a residual before that is no head."""
     order = {node: number for number, node in enumerate(graph.module.graph.nodes)}

@@ -9,7 +9,7 @@ from denselab.compress.job import Job
 from denselab.compress.methods.all import measuring
 from denselab.compress.methods.method import Method
 from denselab.compress.observing import Stats
-from denselab.compress.plan import MOST_WEIGHT_BITS, QuantPlan, exact_everywhere
+from denselab.compress.plan import MOST_WEIGHT_BITS, QuantPlan, exact_everywhere, wide_weights
 from denselab.compress.round_sums import round_sums
 from denselab.compress.small_file import small_model
 from denselab.compress.stages import decides
@@ -25,14 +25,7 @@ def given_plan(job: Job) -> QuantPlan:
     plan, source = job.given, job.options.plan
     assert plan is not None
     assert source is not None
-    wide = [
-        key for key in plan.specs if job.graph.found.by_key[key].is_weight and plan.specs[key].bits > MOST_WEIGHT_BITS
-    ]
-    if wide:
-        job.say(
-            f"{len(wide)} weights of 8 bits, such as {wide[0]}: engines multiply them wrongly on processors of x86 "
-            f"without VNNI; {MOST_WEIGHT_BITS} bits are exact everywhere"
-        )
+    _say_of_wide_weights(job, plan)
     path = job.work.folder / PLAN
     if path.exists() and source.resolve() == path.resolve():
         return plan
@@ -74,6 +67,7 @@ def chosen_plan(job: Job, stats: Stats, measured: Measured, budget: Budget) -> Q
         raise InputError(
             f"{path}: was edited to the method {plan.method}, but --method is {job.method.name}; give --plan {path}"
         )
+    _say_of_wide_weights(job, plan)
     return plan
 
 
@@ -86,6 +80,14 @@ def _staged(job: Job, made_with: Mapping[str, object], make: Callable[[], QuantP
         lambda path: QuantPlan.read(path, job.graph.site_list()),
         may_be_edited=True,
     )
+
+
+def _say_of_wide_weights(job: Job, plan: QuantPlan) -> None:
+    if wide := wide_weights(job.graph, plan):
+        job.say(
+            f"{len(wide)} weights of 8 bits, such as {wide[0]}: engines multiply them wrongly on processors of x86 "
+            f"without VNNI; {MOST_WEIGHT_BITS} bits are exact everywhere"
+        )
 
 
 def _plan_of(job: Job, method: Method, chosen: ChosenBits, left_float: Set[str]) -> QuantPlan:
