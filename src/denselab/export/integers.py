@@ -3,7 +3,8 @@
 While a network is traced its quantized tensors pass through `Mark`; `lowered` then writes what the engines want to see,
 which was found by looking at the graphs that they execute (ONNX Runtime 1.31, OpenVINO 2026.4):
 
-- Activations are QuantizeLinear and DequantizeLinear on uint8, cut off before where a grid has fewer levels.
+- Activations are QuantizeLinear and DequantizeLinear on uint8, cut off before where a grid has fewer levels. Zeros
+  around them (the padding of a photo) are put around the codes, which are a quarter of the bytes.
 - Weights are int8 whose number 0 has code 0: with other zero points OpenVINO computes convolutions in float, and linear
   layers with inputs quantized anew.
 - Weights of fewer than 8 bits stay within -64..64: on processors of x86 without VNNI both engines add two products of
@@ -47,6 +48,7 @@ _NEVER_SATURATES = 64
 _INT32_HIGHEST = np.iinfo(np.int32).max
 _BYTE, _HALF_BYTE = 8, 4
 _WITH_BIAS = 3
+_WITH_VALUE = 3
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,20 @@ class _Lowering:
             ends = (np.array((code - grid.zero_point) * grid.scale, np.float32) for code in (0, grid.highest))
             x = self.add("Clip", x, *map(self.constant, ends))
         parameters = self.constant(scale), self.constant(zero)
-        return self.add("DequantizeLinear", self.add("QuantizeLinear", x, *parameters), *parameters)
+        pad = self._pad_with_zeros(x)
+        codes = self.add("QuantizeLinear", x if pad is None else pad.input[0], *parameters)
+        if pad is not None:
+            codes = self.add("Pad", codes, pad.input[1], parameters[1], mode="constant")
+        return self.add("DequantizeLinear", codes, *parameters)
+
+    def _pad_with_zeros(self, x: str) -> NodeProto | None:
+        """What made a tensor, if it put zeros around another."""
+        made_by = next((node for node in reversed(self.nodes) if x in node.output), None)
+        if made_by is None or made_by.op_type != "Pad" or len(made_by.input) > _WITH_VALUE:
+            return None
+        value = made_by.input[2] if len(made_by.input) == _WITH_VALUE else ""
+        zero = not value or (value in self.stored and not numpy_helper.to_array(self.stored[value]).any())
+        return made_by if zero and _attribute(made_by, "mode") == b"constant" else None
 
     def _integer_weight(self, weight: StoredWeight) -> str:
         shift = _along(_shift(weight), weight)
