@@ -18,12 +18,13 @@ from testbeds import ROOT, SHARED
 RESULTS = ROOT / "benchmarks" / "results" / "ptq"
 CAMVID, CIFAR = SHARED / "camvid", SHARED / "cifar10" / "cifar10_18k_jpeg.zip"
 ON_CAMVID = ["--calibrate", str(CAMVID / "images" / "train"), "--images", "32", "--data", str(CAMVID)]
+ON_HALF_CAMVID = ["--calibrate", "WORK/half_camvid/images/train", "--images", "32", "--data", "WORK/half_camvid"]
 ON_CIFAR = ["--calibrate", str(CIFAR), "--data", str(CIFAR)]
 CASES = {
     "street_quarter": ("street", [*ON_CAMVID, "--budget", "0.25x", "--method", "minmax"]),
     "street_015": ("street", [*ON_CAMVID, "--budget", "0.15x"]),
-    "camvid_vit_015": ("camvid_semantic_vit/best.ckpt", [*ON_CAMVID, "--budget", "0.15x"]),
-    "camvid_vit_int8": ("camvid_semantic_vit/best.ckpt", [*ON_CAMVID, "--budget", "8bits"]),
+    "camvid_vit_015": ("camvid_semantic_vit/best.ckpt", [*ON_HALF_CAMVID, "--budget", "0.15x"]),
+    "camvid_vit_int8": ("camvid_semantic_vit/best.ckpt", [*ON_HALF_CAMVID, "--budget", "8bits"]),
     "cifar_vit_int8": ("timm:cifar/vit", [*ON_CIFAR, "--budget", "0.3x", "--method", "minmax"]),
     "cifar_vit_w4": ("timm:cifar/vit", [*ON_CIFAR, "--budget", "0.15x"]),
     "cifar_swin_int8": ("timm:cifar/swin", [*ON_CIFAR, "--budget", "0.35x", "--method", "minmax"]),
@@ -31,8 +32,14 @@ CASES = {
 }
 
 
-def run(case: str, work: Path) -> None:
+def case_in(case: str, work: Path) -> tuple[str, list[str]]:
+    """What is compressed, and the options, with the work folder in its place."""
     source, options = CASES[case]
+    return source, [each.replace("WORK", str(work)) for each in options]
+
+
+def run(case: str, work: Path) -> None:
+    source, options = case_in(case, work)
     prefix = "timm:" if source.startswith("timm:") else ""
     if source != "street":
         source = f"{prefix}{work / source.removeprefix(prefix)}"

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from files import CASES, CIFAR, RESULTS
+from files import CASES, CIFAR, RESULTS, case_in
 from testbeds import TESTBEDS
 
 from denselab.compress.receipt import TORCH, both_times_ms
@@ -27,7 +27,7 @@ from denselab.runtime.session import import_openvino
 
 
 def run(case: str, work: Path, threads: int, rounds: int) -> None:
-    source, options = CASES[case]
+    source, options = case_in(case, work)
     testbed = next(each for each in TESTBEDS.values() if each.source == source.removeprefix("timm:"))
     subject = testbed.subject(work)
     dense = isinstance(subject.kind, Dense)
