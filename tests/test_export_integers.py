@@ -367,6 +367,14 @@ def test_a_dense_model_stores_integers(exported: tuple[Path, Receipt]) -> None:
     assert kinds[TensorProto.INT8] > 20 * kinds[TensorProto.FLOAT]
 
 
+def test_zeros_are_put_around_the_codes_of_a_photo(compressed: ModelProto) -> None:
+    made_by = {name: node for node in compressed.graph.node for name in node.output}
+    photo_pad = next(node for node in compressed.graph.node if node.op_type == "Pad")
+    assert made_by[photo_pad.input[0]].op_type == "QuantizeLinear"
+    zero = {each.name: numpy_helper.to_array(each) for each in compressed.graph.initializer}[photo_pad.input[2]]
+    assert 0 < zero < 255
+
+
 def test_sums_of_8_bits_let_every_convolution_run_in_integers(
     dense: tuple[DensePredictor, QuantizedGraph], tmp_path: Path
 ) -> None:
