@@ -9,8 +9,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
 from onnx import ModelProto, TensorProto, helper, numpy_helper
-from torch import nn
+from torch import Tensor, nn
 
 from denselab import _vision as _vision
 
@@ -289,11 +290,25 @@ def test_doubles_are_refused() -> None:
 # Artifacts
 
 
+def learn_greatest_channel(model: DensePredictor, pixels: Tensor) -> None:
+    """A few steps, after which few pixels are undecided: one code rounded the other way turns those that are."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    model.train()
+    for _ in range(20):
+        logits = model(pixels).mask_logits
+        assert logits is not None
+        F.cross_entropy(F.interpolate(logits, pixels.shape[-2:], mode="bilinear"), pixels.argmax(1)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+
+
 @pytest.fixture(scope="module")
 def dense() -> tuple[DensePredictor, QuantizedGraph]:
-    """A convolutional network with batch norms, free in height and width."""
+    """A convolutional network with batch norms, free in height and width, that has learned to name pixels."""
     model = tiny_model()
     pixels = torch.stack([torch.tensor(image).permute(2, 0, 1) / 255 for image in PHOTOS.images])
+    learn_greatest_channel(model, pixels)
     graph = fold_norms(capture(model, pixels[:2]))
     bits = exact_everywhere(graph, equal_bits(graph, 8, 8))
     plan = QuantPlan.make(graph, MIN_MAX.name, MIN_MAX.spec, bits)
@@ -330,8 +345,7 @@ def test_a_dense_model_at_any_size(
     for session in (OnnxRuntimeSession(exported[0]), OpenVinoSession(exported[0], precision="f32")):
         got = session.run(image)
         assert got["class_ids"].shape == size_hw
-        # An untrained network is undecided at many pixels; one code that is rounded the other way turns them.
-        assert agreement("semantic", wanted, got) >= 0.98, session.engine
+        assert agreement("semantic", wanted, got) >= 0.99, session.engine
 
 
 def test_the_receipt_says_what_ran(
