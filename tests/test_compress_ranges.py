@@ -61,6 +61,16 @@ class TestRanges:
         assert (quantizer.scale.item(), quantizer.zero_point.item()) == (1.0, 1)
         assert quantized(quantizer, torch.tensor([-1.0, 0.0, 1.0, 2.0])).tolist() == [-1.0, 0.0, 1.0, 2.0]
 
+    def test_photos_of_mean_one_half_keep_their_values(self) -> None:
+        pixels = (torch.arange(256) / 255 - 0.5) / 0.5
+        quantizer = affine(*extremes(pixels), 8)
+        assert quantizer.zero_point is not None
+        assert quantizer.zero_point.item() == 127
+        codes = (quantized(quantizer, pixels) / quantizer.scale).round().unique()
+        assert len(codes) == 255  # black to white in 254 steps
+        half_a_step = (pixels / quantizer.scale).frac().abs() == 0.5
+        assert not half_a_step.any()
+
     def test_with_zero_or_without(self) -> None:
         low, high = torch.tensor([3.0, -6.0]), torch.tensor([6.0, -3.0])
         inside, outside = affine(low, high, 2), affine(low, high, 2, with_zero=False)

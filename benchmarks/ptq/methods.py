@@ -3,11 +3,11 @@
 python benchmarks/ptq/methods.py TESTBED [--work runs/proofs] [--threads 2] [--method M ...] [--bits W4A4 ...]
 python benchmarks/ptq/methods.py --table
 
-Writes benchmarks/results/ptq/TESTBED.json after every cell; cells that are there are not made again. Scores are of the
-simulation in torch, which exports are compared with. "mixed4" and "mixed3": at most so many bits in the mean, of
-weights and of activations, chosen by sensitivity once for all methods, and by their own rule for the two LRP methods.
-What stays at 8 bits: input image and head (the default of `denselab compress`). `i-vit`, a network of integers alone,
-has one cell, of classifiers.
+Writes benchmarks/results/ptq/TESTBED.json after every cell; cells that are there are not made again, so that two
+processes may share the columns of a table. Scores are of the simulation in torch, which exports are compared with.
+"mixed4" and "mixed3": at most so many bits in the mean, of weights and of activations, chosen by sensitivity once for
+all methods, and by their own rule for the two LRP methods. What stays at 8 bits: input image and head (the default of
+`denselab compress`). `i-vit`, a network of integers alone, has one cell, of classifiers.
 """
 
 import argparse
@@ -112,8 +112,9 @@ def run(testbed: Testbed, work: Path, methods: list[str], bits: list[str]) -> No
 
 
 def keep(file: Path, record: dict[str, Any], cell: str, found: Mapping[str, Any]) -> None:
-    """Write a cell and say it."""
-    record["cells"][cell] = found
+    """Write a cell beside those that are there, also those that another process made meanwhile, and say it."""
+    written: dict[str, Any] = json.loads(file.read_text("utf-8"))["cells"] if file.exists() else {}
+    record["cells"] = {**written, **record["cells"], cell: found}
     print(f"{record['command'].split()[-1]} {cell:22} {found}  (float {record['float']:.4f})", flush=True)
     write_json(file, record)
 

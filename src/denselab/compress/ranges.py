@@ -44,6 +44,7 @@ ADALOG_BASES = range(10, 138)
 SHRINKAGES = tuple(1 - step / 50 for step in range(41))
 
 _LEAST_SCALE_PER_MAGNITUDE = 2.0**-16
+_PHOTO_BITS = 8
 
 
 def extremes(x: Float[Tensor, "..."], keep: Sequence[int] = ()) -> Range:
@@ -78,6 +79,9 @@ def affine(low: Float[Tensor, "..."], high: Float[Tensor, "..."], bits: int, wit
     with_zero: the range is widened to hold 0, as engines and zero padding need it; False: as RepQ-ViT calibrates what
     is folded afterwards. A range of zeros gets scale 1. No scale is below 2^-16 of the largest number, so that codes
     stay exact in float32; a constant is then kept exactly. Raises InputError for NaN, infinity, and high below low.
+
+    With 8 bits, a range that is as wide on both sides of 0 gets one step fewer: its zero point would lie between two
+    codes, and with it every pixel of a photo that was normalised by mean 0.5.
     """
     check_finite("low", low)
     check_finite("high", high)
@@ -88,7 +92,10 @@ def affine(low: Float[Tensor, "..."], high: Float[Tensor, "..."], bits: int, wit
     if with_zero:
         least, most = least.clamp(max=0), most.clamp(min=0)
     magnitude = torch.maximum(least.abs(), most.abs())
-    scale = torch.maximum((most - least) / (2**bits - 1), magnitude * _LEAST_SCALE_PER_MAGNITUDE)
+    steps = torch.full_like(most, 2**bits - 1)
+    if with_zero and bits == _PHOTO_BITS:
+        steps -= torch.isclose(most, -least, rtol=1e-6, atol=0).to(steps)
+    scale = torch.maximum((most - least) / steps, magnitude * _LEAST_SCALE_PER_MAGNITUDE)
     scale = _positive(scale, low.dtype)
     return Uniform(scale, (-least / scale.double()).round().to(torch.int32), bits)
 
