@@ -24,7 +24,6 @@ CASES = {
     "street_quarter": ("street", [*ON_CAMVID, "--budget", "0.25x", "--method", "minmax"]),
     "street_015": ("street", [*ON_CAMVID, "--budget", "0.15x"]),
     "camvid_vit_015": ("camvid_semantic_vit/best.ckpt", [*ON_HALF_CAMVID, "--budget", "0.15x"]),
-    "camvid_vit_int8": ("camvid_semantic_vit/best.ckpt", [*ON_HALF_CAMVID, "--budget", "8bits"]),
     "cifar_vit_int8": ("timm:cifar/vit", [*ON_CIFAR, "--budget", "0.3x", "--method", "minmax"]),
     "cifar_vit_w4": ("timm:cifar/vit", [*ON_CIFAR, "--budget", "0.15x"]),
     "cifar_swin_int8": ("timm:cifar/swin", [*ON_CIFAR, "--budget", "0.35x", "--method", "minmax"]),
