@@ -1,13 +1,14 @@
 """Every method on one network, at several bits, with the same images, in one run.
 
-python benchmarks/ptq/methods.py TESTBED [--work runs/proofs] [--threads 2] [--method M ...] [--bits W4A4 ...]
+python benchmarks/ptq/methods.py TESTBED [--work runs/proofs] [--threads 2] [--seed 0] [--method M ...] [--bits B ...]
 python benchmarks/ptq/methods.py --table
 
 Writes benchmarks/results/ptq/TESTBED.json after every cell; cells that are there are not made again, so that two
 processes may share the columns of a table. Scores are of the simulation in torch, which exports are compared with.
 "mixed4" and "mixed3": at most so many bits in the mean, of weights and of activations, chosen by sensitivity once for
 all methods, and by their own rule for the two LRP methods. What stays at 8 bits: input image and head (the default of
-`denselab compress`). `i-vit`, a network of integers alone, has one cell, of classifiers.
+`denselab compress`). `i-vit`, a network of integers alone, has one cell, of classifiers. Cells of another seed than 0
+are only printed: they tell what is chance.
 """
 
 import argparse
@@ -62,15 +63,15 @@ def mixed_bits(graph: Graph, measured: Measured, method: Method, mean_bits: floa
     return bits_within(graph, measured, MeanBits(mean_bits, mean_bits), importance, seed=SEED).bits
 
 
-def run(testbed: Testbed, work: Path, methods: list[str], bits: list[str]) -> None:
+def run(testbed: Testbed, work: Path, methods: list[str], bits: list[str], seed: int) -> None:
     torch.manual_seed(SEED)
     subject = testbed.subject(work)
     photos = testbed.photos(subject, work)
     score = testbed.scorer(subject, work)
     graph = captured(subject.network, next(iter(photos)))
     stats = observe(graph, photos)
-    calibration = Calibration(photos, subject.change, SEED)
-    file = RESULTS / f"{testbed.name}.json"
+    calibration = Calibration(photos, subject.change, seed)
+    file: Path | None = RESULTS / f"{testbed.name}.json"
     record: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.exists() else {}
     found = score(subject.network)
     if abs(record.get("float", found.value) - found.value) > SAME_NETWORK:
@@ -88,6 +89,9 @@ def run(testbed: Testbed, work: Path, methods: list[str], bits: list[str]) -> No
             "float": found.value,
             "cells": {},
         }
+    if seed != SEED:
+        record["cells"] = {}
+        file = None
     measured: Measured | None = None
     for name in bits:
         for method in METHODS:
@@ -96,8 +100,8 @@ def run(testbed: Testbed, work: Path, methods: list[str], bits: list[str]) -> No
                 continue
             if name in MIXED and measured is None:
                 importances = {Importance.SENSITIVITY, *OWN_RULE.values()}
-                few = replace(calibration, batches=list(islice(photos, MEASURED_IMAGES)))
-                seen = few if isinstance(subject.kind, Dense) else calibration
+                batches = list(islice(photos, MEASURED_IMAGES)) if isinstance(subject.kind, Dense) else photos
+                seen = replace(calibration, batches=batches, seed=SEED)
                 measured = measure(graph, stats, REPQ_VIT, seen, importances, start=subject.start)
             twin = record["cells"].get(f"{LRP_QVIT.name} {name}")
             if method is MIX_QVIT and name in EQUAL and twin:
@@ -111,12 +115,14 @@ def run(testbed: Testbed, work: Path, methods: list[str], bits: list[str]) -> No
         keep(file, record, integers, timed_cell(lambda: I_VIT.quantize(graph, stats, calibration), score))
 
 
-def keep(file: Path, record: dict[str, Any], cell: str, found: Mapping[str, Any]) -> None:
-    """Write a cell beside those that are there, also those that another process made meanwhile, and say it."""
-    written: dict[str, Any] = json.loads(file.read_text("utf-8"))["cells"] if file.exists() else {}
-    record["cells"] = {**written, **record["cells"], cell: found}
+def keep(file: Path | None, record: dict[str, Any], cell: str, found: Mapping[str, Any]) -> None:
+    """Say a cell, and write it beside those that are there, also those that another process made meanwhile."""
+    record["cells"][cell] = found
     print(f"{record['command'].split()[-1]} {cell:22} {found}  (float {record['float']:.4f})", flush=True)
-    write_json(file, record)
+    if file:
+        written: dict[str, Any] = json.loads(file.read_text("utf-8"))["cells"] if file.exists() else {}
+        record["cells"] = {**written, **record["cells"]}
+        write_json(file, record)
 
 
 def measured_cell(
@@ -173,12 +179,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--method", action="append", choices=NAMES)
     parser.add_argument("--bits", action="append", choices=[*EQUAL, *MIXED])
+    parser.add_argument("--seed", type=int, default=SEED)
     args = parser.parse_args()
     if args.table or not args.testbed:
         print(table())
         return
     torch.set_num_threads(args.threads)
-    run(TESTBEDS[args.testbed], args.work, args.method or NAMES, args.bits or [*EQUAL, *MIXED])
+    run(TESTBEDS[args.testbed], args.work, args.method or NAMES, args.bits or [*EQUAL, *MIXED], args.seed)
 
 
 if __name__ == "__main__":
