@@ -47,7 +47,7 @@ def run(case: str, work: Path, threads: int, rounds: int) -> None:
     )
     best = min(small_ms, key=small_ms.__getitem__)
     record = {
-        "command": f"python benchmarks/ptq/speed.py {case} --threads {threads}",
+        "command": f"python benchmarks/ptq/speed.py {case} --threads {threads} --rounds {rounds}",
         "photo_hw": list(photo.shape[:2]),
         "threads": threads,
         "small_ms": small_ms,
